@@ -1,0 +1,217 @@
+r"""Kullback–Leibler divergences between autoregressive, factorised, dense and low-rank normals, in closed form.
+
+Importing :mod:`ar1_dist` registers them with :func:`torch.distributions.kl_divergence`. They broadcast over batch
+shapes; the result has the common batch shape and is in nats.
+
+====================================  ==================================================  ===================
+from                                  to                                                  cost
+====================================  ==================================================  ===================
+AR1Normal                             AR1Normal                                           d
+AR1Normal                             Independent(p, 1), p univariate with a KL from      d
+                                      Normal (Normal, Laplace, Gumbel, ...)
+AR1Normal                             MultivariateNormal                                  d³
+AR1Normal                             LowRankMultivariateNormal, of rank r                d r²
+Independent(Normal, 1)                AR1Normal                                           d
+MultivariateNormal                    AR1Normal                                           d²
+LowRankMultivariateNormal, of rank r  AR1Normal                                           d r
+MultivariateNormal                    Independent(p, 1), as above                         d²
+LowRankMultivariateNormal, of rank r  Independent(p, 1), as above                         d r²
+====================================  ==================================================  ===================
+
+The last two are registered only where torch and Pyro lack them.
+
+Note:
+    :func:`torch.compile` can't trace the first look-up of a pair, so that importing this module looks all of these
+    up once. A later :func:`torch.distributions.register_kl` makes torch forget them; call
+    :func:`torch.distributions.kl_divergence` once for the pair, outside the compiled function, to have it back.
+"""
+
+import pyro.distributions
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    kl_divergence,
+    register_kl,
+)
+
+from ar1_dist.ar1_normal import AR1Normal
+from ar1_dist.recurrence import linear_recurrence
+from ar1_dist.transforms import sign_of, sum_shared, whiten
+
+__all__: list[str] = []
+
+
+@register_kl(AR1Normal, AR1Normal)
+def _kl_ar1_ar1(q: AR1Normal, p: AR1Normal) -> Tensor:
+    r"""With :math:`a_t = \sigma_t/\tau_t` the ratio of q's scale to p's, :math:`\alpha` and :math:`\beta` the
+    inverse hyperbolic tangents of p's and of q's correlations, s the sign of :math:`\alpha` and w the whitening of p,
+
+    .. math::
+
+        \mathbb{E}_q e_t^2 = w_t(\mathrm{loc}_q)^2
+            + \big(\cosh\alpha_t\,(a_t - a_{t-1}) + e^{-|\alpha_t|} a_{t-1}\big)^2
+            + 2 s_t \sinh(2\alpha_t)\, \operatorname{sigmoid}(-2 s_t \beta_t)\, a_t a_{t-1}
+
+        \operatorname{KL} = \tfrac12 \sum_t \big(\mathbb{E}_q e_t^2 - 1\big) - \sum_t \log a_t
+            + \sum_{t \ge 2} \log\frac{\cosh\beta_t}{\cosh\alpha_t} ,
+
+    every term of which is as precise as its parameters, also where the correlations are close to 1 or to -1.
+    """
+    d = _common_event_size(q, p)
+    alpha, beta = p.transform.atanh_rho, q.transform.atanh_rho
+    ratio = q.transform.scale / p.transform.scale
+    previous, current = (ratio, ratio) if ratio.shape[-1] == 1 else (ratio[..., :-1], ratio[..., 1:])
+    sign = sign_of(alpha)
+    deviation = alpha.cosh() * (current - previous) + (-sign * alpha).exp() * previous
+    overlap = 2 * sign * (2 * alpha).sinh() * (-2 * sign * beta).sigmoid() * current * previous
+    second_moment = (
+        p.transform.inv(q.loc).square().sum(-1)
+        + ratio[..., 0].square()
+        + sum_shared(deviation.square() + overlap, d - 1)
+    )
+    return 0.5 * (second_moment - d) - sum_shared(ratio.log(), d) + sum_shared(_log_cosh_ratio(beta, alpha), d - 1)
+
+
+@register_kl(Independent, AR1Normal)
+def _kl_independent_ar1(q: Independent, p: AR1Normal) -> Tensor:
+    _common_event_size(q, p)
+    base, ndims = _unwrap(q)
+    if not (isinstance(base, Normal) and ndims == 1):
+        raise NotImplementedError(f"No KL(p || q) is implemented for p type {q} and q type {type(p).__name__}")
+    return _kl_ar1_ar1(AR1Normal(base.loc, base.scale, 0.0, validate_args=False), p)
+
+
+@register_kl(MultivariateNormal, AR1Normal)
+def _kl_mvn_ar1(q: MultivariateNormal, p: AR1Normal) -> Tensor:
+    _common_event_size(q, p)
+    return _kl_from_trace(_trace_of_factor(q.scale_tril, p), q, p)
+
+
+@register_kl(LowRankMultivariateNormal, AR1Normal)
+def _kl_lowrank_ar1(q: LowRankMultivariateNormal, p: AR1Normal) -> Tensor:
+    _common_event_size(q, p)
+    share = q.cov_diag / p.transform.scale.square()
+    # The precision's diagonal, without the scale, is 1 + sinh^2(alpha_t) + sinh^2(alpha_{t+1}).
+    diagonal = share.sum(-1) + (p.transform.atanh_rho.sinh().square() * (share[..., 1:] + share[..., :-1])).sum(-1)
+    return _kl_from_trace(_trace_of_factor(q.cov_factor, p) + diagonal, q, p)
+
+
+@register_kl(AR1Normal, MultivariateNormal)
+def _kl_ar1_mvn(q: AR1Normal, p: MultivariateNormal) -> Tensor:
+    _common_event_size(q, p)
+    white = torch.linalg.solve_triangular(p.scale_tril, q.scale_tril, upper=False)
+    return _kl_from_trace(white.square().sum((-2, -1)), q, p)
+
+
+@register_kl(AR1Normal, LowRankMultivariateNormal)
+def _kl_ar1_lowrank(q: AR1Normal, p: LowRankMultivariateNormal) -> Tensor:
+    r"""By Woodbury's identity, with p's covariance :math:`W W^\top + D`, :math:`K K^\top = I + W^\top D^{-1} W` and
+    L the Cholesky factor of q's covariance, :math:`\operatorname{tr}(\Sigma_p^{-1} \Sigma_q) = \sum_t
+    \sigma_t^2/D_t - \lVert K^{-1} W^\top D^{-1} L \rVert^2`, where :math:`L^\top` is the recurrence run backwards.
+    """
+    _common_event_size(q, p)
+    weighted = p.cov_factor.mT / p.cov_diag.unsqueeze(-2)  # W^T D^-1
+    capacitance = weighted @ p.cov_factor + torch.eye(weighted.shape[-2], dtype=weighted.dtype, device=weighted.device)
+    projected = _transposed_scale_tril(q, weighted)
+    shrunk = torch.linalg.solve_triangular(torch.linalg.cholesky(capacitance), projected, upper=False)
+    return _kl_from_trace((q.variance / p.cov_diag).sum(-1) - shrunk.square().sum((-2, -1)), q, p)
+
+
+def _kl_from_trace(trace: Tensor, q: Distribution, p: Distribution) -> Tensor:
+    r"""The divergence of normals, :math:`-\mathbb{E}_q \log p - H(q)`, given :math:`\operatorname{tr}(\Sigma_p^{-1}
+    \Sigma_q)`, by which the first term exceeds :math:`-\log p(\mathrm{loc}_q)`."""
+    return 0.5 * trace - p.log_prob(q.mean) - q.entropy()
+
+
+def _trace_of_factor(factor: Tensor, p: AR1Normal) -> Tensor:
+    r""":math:`\operatorname{tr}(\Sigma_p^{-1} F F^\top)`, the sum of squares of the whitened columns of F."""
+    columns = factor.mT / p.transform.scale.unsqueeze(-2)
+    return whiten(columns, p.transform.atanh_rho.unsqueeze(-2)).square().sum((-2, -1))
+
+
+def _transposed_scale_tril(q: AR1Normal, x: Tensor) -> Tensor:
+    """``scale_tril.mT`` applied to each row of x, which has shape ``(..., r, d)``."""
+    rho, scale = q.transform.rho.unsqueeze(-2), q.transform.scale.unsqueeze(-2)
+    coloured = linear_recurrence(rho, scale * x, reverse=True)
+    innovations = coloured[..., 1:] / q.transform.atanh_rho.unsqueeze(-2).cosh()
+    return torch.cat([coloured[..., :1], innovations], -1)
+
+
+def _kl_normal_independent(q: AR1Normal | MultivariateNormal | LowRankMultivariateNormal, p: Independent) -> Tensor:
+    r"""For any joint normal q and factorised p, :math:`\operatorname{KL}(q \Vert \prod_t p_t) = \sum_t
+    \operatorname{KL}(q_t \Vert p_t) + \operatorname{TC}(q)`, with :math:`q_t` the marginals and TC the total
+    correlation :math:`\sum_t H(q_t) - H(q)`. For q an AR1Normal and p standard normal it is eq. (6) of the ρ-VAE."""
+    _common_event_size(q, p)
+    base, ndims = _unwrap(p)
+    if ndims == 0:
+        return kl_divergence(q, base)
+    marginals = Normal(q.mean, q.stddev, validate_args=False)
+    total_correlation = q.total_correlation if isinstance(q, AR1Normal) else marginals.entropy().sum(-1) - q.entropy()
+    return kl_divergence(marginals, base).sum(-1) + total_correlation
+
+
+def _log_cosh_ratio(x: Tensor, y: Tensor) -> Tensor:
+    r""":math:`\log(\cosh x / \cosh y)`, precise also where x and y are large and close to each other, from
+    :math:`\cosh x - \cosh y = 2 \sinh\frac{x + y}{2} \sinh\frac{x - y}{2}`."""
+    difference = 2 * ((x + y) / 2).sinh() * ((x - y) / 2).sinh()
+    sign = sign_of(difference)
+    lesser = torch.where(difference >= 0, y, x)
+    return sign * (sign * difference / lesser.cosh()).log1p()
+
+
+def _unwrap(p: Independent) -> tuple[Distribution, int]:
+    """The innermost distribution, and how many of its batch dimensions are reinterpreted."""
+    base, ndims = p.base_dist, p.reinterpreted_batch_ndims
+    while isinstance(base, Independent):
+        base, ndims = base.base_dist, ndims + base.reinterpreted_batch_ndims
+    return base, ndims
+
+
+def _common_event_size(q: Distribution, p: Distribution) -> int:
+    if q.event_shape != p.event_shape:
+        raise ValueError(
+            f"KL divergence needs equal event shapes; got {tuple(q.event_shape)} of {type(q).__name__} and "
+            f"{tuple(p.event_shape)} of {type(p).__name__}."
+        )
+    return q.event_shape[0]
+
+
+def _register_factorised() -> None:
+    """Register KLs to factorised distributions, those from torch's own types only where they are lacking."""
+    normal = MultivariateNormal(torch.zeros(1), scale_tril=torch.eye(1))
+    low_rank = LowRankMultivariateNormal(torch.zeros(1), torch.ones(1, 1), torch.ones(1))
+    register_kl(AR1Normal, Independent)(_kl_normal_independent)
+    for q in (normal, low_rank):
+        try:
+            kl_divergence(q, Independent(Normal(torch.zeros(1), 1.0), 1))
+        except NotImplementedError:
+            register_kl(type(q), Independent)(_kl_normal_independent)
+
+
+def _look_up_every_pair() -> None:
+    """Fill torch's table of dispatches, for torch's classes and for Pyro's."""
+    zero, one = torch.zeros(1), torch.ones(1)
+    ar1 = AR1Normal(zero, one, zero)
+    joint: list[Distribution] = [ar1]
+    factorised: list[Distribution] = []
+    for library in (torch.distributions, pyro.distributions):
+        joint.append(library.MultivariateNormal(zero, scale_tril=torch.eye(1)))
+        joint.append(library.LowRankMultivariateNormal(zero, torch.ones(1, 1), one))
+        factorised += [
+            library.Independent(base(zero, one), 1) for base in (library.Normal, library.Laplace, library.Gumbel)
+        ]
+        kl_divergence(library.Independent(library.Normal(zero, one), 1), ar1)
+    for q in joint:
+        kl_divergence(q, ar1)
+        kl_divergence(ar1, q)
+        for p in factorised:
+            kl_divergence(q, p)
+
+
+_register_factorised()
+_look_up_every_pair()

@@ -1,0 +1,113 @@
+r"""The first-order linear recurrence along the last dimension, and its adjoint.
+
+Given coefficients :math:`a_2, \dots, a_d` and inputs :math:`x_1, \dots, x_d`,
+
+.. math:: y_1 = x_1, \qquad y_t = a_t\, y_{t-1} + x_t .
+
+In matrix form :math:`y = T(a)\, x` with a unit lower triangular :math:`T`. The transposed map
+:math:`T(a)^\top x` is the same recurrence run backwards, :math:`y_d = x_d`, :math:`y_t = a_{t+1}\, y_{t+1} + x_t`.
+
+It is computed by odd-even reduction. For d = 5, with 0-based t, the pairs (0, 1) and (2, 3) are merged,
+
+    x'_0 = x_1 + a_1 x_0        x'_1 = x_3 + a_3 x_2        a'_1 = a_3 a_2
+
+the half-sized recurrence y' = (y_1, y_3) is solved in the same way, and the even places follow from their
+predecessors: y_0 = x_0, y_2 = a_2 y_1 + x_2, y_4 = a_4 y_3 + x_4. That is O(d) work in O(log d) depth, by products
+and sums alone, so it is as stable as the sequential loop (G. E. Blelloch, *Prefix sums and their applications*, 1990).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+__all__ = ["linear_recurrence"]
+
+
+def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) -> Tensor:
+    r"""Solve :math:`y_t = a_t\, y_{t-1} + x_t` along the last dimension; with ``reverse``, its transpose
+    :math:`y_t = a_{t+1}\, y_{t+1} + x_t`.
+
+    Differentiable to any order in both modes, under :func:`torch.vmap` and :func:`torch.compile`. The eager backward
+    pass keeps the coefficient and :math:`y` only.
+
+    Example:
+
+        >>> linear_recurrence(torch.tensor([0.5]), torch.ones(4))
+        tensor([1.0000, 1.5000, 1.7500, 1.8750])
+
+    Args:
+        coefficient (Tensor): :math:`a_2, \dots, a_d`, of shape ``(..., d - 1)``, or ``(..., 1)`` if they are equal.
+        x (Tensor): the inputs, of shape ``(..., d)``. Leading dimensions broadcast.
+        reverse (bool): run from the last place to the first.
+
+    Returns:
+        Tensor: :math:`y`, of shape ``(..., d)``.
+    """
+    x = x.expand(torch.broadcast_shapes(coefficient.shape[:-1], x.shape[:-1]) + x.shape[-1:])
+    if x.shape[-1] == 1:
+        return x
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        # Tracers can't record an autograd function that has a jvp rule, and torch.func's nested jvp loses the outer
+        # tangent in one (pytorch issue 197867); both are right on the plain operations that it consists of.
+        return _solve(coefficient, x, reverse)
+    return _LinearRecurrence.apply(coefficient, x, reverse)
+
+
+def _solve(a: Tensor, x: Tensor, reverse: bool) -> Tensor:
+    return _scan(a.flip(-1), x.flip(-1)).flip(-1) if reverse else _scan(a, x)
+
+
+def _scan(a: Tensor, x: Tensor) -> Tensor:
+    d = x.shape[-1]
+    if d == 1:
+        return x
+    pairs = d // 2
+    even, odd = x[..., 0::2], x[..., 1::2]
+    if a.shape[-1] == 1:
+        within = between = a
+        merged = a * a
+    else:
+        within, between = a[..., 0::2], a[..., 1::2]  # to an odd place, to an even place
+        merged = within[..., 1:] * between[..., : pairs - 1]
+    odd = _scan(merged, odd + within * even[..., :pairs])
+    even = torch.cat([even[..., :1], even[..., 1:] + between * odd[..., : (d - 1) // 2]], -1)
+    y = torch.stack([even[..., :pairs], odd], -1).flatten(-2)
+    return y if d % 2 == 0 else torch.cat([y, even[..., pairs:]], -1)
+
+
+class _LinearRecurrence(torch.autograd.Function):
+    """The scan with its adjoint and its tangent, each of which is the recurrence again."""
+
+    @staticmethod
+    def forward(coefficient, x, reverse):
+        return _solve(coefficient, x, reverse)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        coefficient, _, ctx.reverse = inputs
+        ctx.save_for_backward(coefficient, output)
+        ctx.save_for_forward(coefficient, output)
+
+    @staticmethod
+    def backward(ctx, grad):
+        coefficient, y = ctx.saved_tensors
+        grad_x = linear_recurrence(coefficient, grad, reverse=not ctx.reverse)
+        grad_coefficient = None
+        if ctx.needs_input_grad[0]:
+            product = _neighbour(y, ctx.reverse) * (grad_x[..., :-1] if ctx.reverse else grad_x[..., 1:])
+            grad_coefficient = product.sum_to_size(coefficient.shape)
+        return grad_coefficient, grad_x, None
+
+    @staticmethod
+    def jvp(ctx, coefficient_tangent, x_tangent, _):
+        coefficient, y = ctx.saved_tensors
+        forcing = torch.zeros_like(y) if x_tangent is None else x_tangent
+        if coefficient_tangent is not None:
+            shifted = coefficient_tangent * _neighbour(y, ctx.reverse)
+            forcing = forcing + pad(shifted, (0, 1) if ctx.reverse else (1, 0))
+        return linear_recurrence(coefficient, forcing, reverse=ctx.reverse)
+
+
+def _neighbour(y: Tensor, reverse: bool) -> Tensor:
+    """The value that each place but the first takes over: its predecessor's or, in reverse, its successor's."""
+    return y[..., 1:] if reverse else y[..., :-1]
