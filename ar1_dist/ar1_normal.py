@@ -101,6 +101,8 @@ class AR1Normal(TorchDistribution):
     def _validate_parameters(self) -> None:
         for name, value in self.transform.parameters().items():
             constraint = self.arg_constraints[name]
+            if value.numel() == 0:
+                continue  # nothing to check, and torch's independent constraints can't
             if not (torch._is_all_true(value.isfinite()) and torch._is_all_true(constraint.check(value))):
                 raise ValueError(
                     f"Expected parameter {name} (Tensor of shape {tuple(value.shape)}) of distribution {self!r} to be "
@@ -110,7 +112,7 @@ class AR1Normal(TorchDistribution):
     def expand(self, batch_shape, _instance=None):
         new = self._get_checked_instance(AR1Normal, _instance)
         new.transform = self.transform
-        batch_shape = torch.broadcast_shapes(self.batch_shape, torch.Size(batch_shape))
+        batch_shape = self.loc.expand(torch.Size(batch_shape) + self.event_shape).shape[:-1]
         super(AR1Normal, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -255,6 +257,8 @@ class AR1Normal(TorchDistribution):
         return log_prob.expand(torch.broadcast_shapes(self.batch_shape, log_prob.shape))
 
     def _validate_sample(self, value: Tensor) -> None:
+        if isinstance(value, Tensor) and value.numel() == 0:
+            return
         super()._validate_sample(value)
         if not torch._is_all_true(value.isfinite()):
             raise ValueError(f"Expected value (Tensor of shape {tuple(value.shape)}) to be finite, but found:\n{value}")

@@ -38,10 +38,11 @@ from torch.distributions import (
     kl_divergence,
     register_kl,
 )
+from torch.nn.functional import softplus
 
 from ar1_dist.ar1_normal import AR1Normal
 from ar1_dist.recurrence import linear_recurrence
-from ar1_dist.transforms import sign_of, sum_shared, whiten
+from ar1_dist.transforms import sign_of, sum_shared, whiten, widen
 
 __all__: list[str] = []
 
@@ -60,21 +61,25 @@ def _kl_ar1_ar1(q: AR1Normal, p: AR1Normal) -> Tensor:
         \operatorname{KL} = \tfrac12 \sum_t \big(\mathbb{E}_q e_t^2 - 1\big) - \sum_t \log a_t
             + \sum_{t \ge 2} \log\frac{\cosh\beta_t}{\cosh\alpha_t} ,
 
-    every term of which is as precise as its parameters, also where the correlations are close to 1 or to -1.
+    every term of which is as precise as its parameters, also where the correlations are close to 1 or to -1. It is
+    computed in the next wider type: gradients are differences of neighbours that :math:`\cosh^2 \alpha_t` multiplies.
     """
     d = _common_event_size(q, p)
-    alpha, beta = p.transform.atanh_rho, q.transform.atanh_rho
-    ratio = q.transform.scale / p.transform.scale
+    loc_q, scale_q, beta = map(widen, (q.loc, q.transform.scale, q.transform.atanh_rho))
+    loc_p, scale_p, alpha = map(widen, (p.loc, p.transform.scale, p.transform.atanh_rho))
+    ratio = scale_q / scale_p
     previous, current = (ratio, ratio) if ratio.shape[-1] == 1 else (ratio[..., :-1], ratio[..., 1:])
     sign = sign_of(alpha)
     deviation = alpha.cosh() * (current - previous) + (-sign * alpha).exp() * previous
-    overlap = 2 * sign * (2 * alpha).sinh() * (-2 * sign * beta).sigmoid() * current * previous
+    # sigmoid(-x) as exp(-softplus(x)), whose derivative is right to full relative precision also for x << 0.
+    overlap = 2 * sign * (2 * alpha).sinh() * (-softplus(2 * sign * beta, threshold=40)).exp() * current * previous
     second_moment = (
-        p.transform.inv(q.loc).square().sum(-1)
+        whiten((loc_q - loc_p) / scale_p, alpha).square().sum(-1)
         + ratio[..., 0].square()
         + sum_shared(deviation.square() + overlap, d - 1)
     )
-    return 0.5 * (second_moment - d) - sum_shared(ratio.log(), d) + sum_shared(_log_cosh_ratio(beta, alpha), d - 1)
+    kl = 0.5 * (second_moment - d) - sum_shared(ratio.log(), d) + sum_shared(_log_cosh_ratio(beta, alpha), d - 1)
+    return kl.to(torch.promote_types(q.loc.dtype, p.loc.dtype))
 
 
 @register_kl(Independent, AR1Normal)
@@ -130,7 +135,7 @@ def _kl_from_trace(trace: Tensor, q: Distribution, p: Distribution) -> Tensor:
 
 def _trace_of_factor(factor: Tensor, p: AR1Normal) -> Tensor:
     r""":math:`\operatorname{tr}(\Sigma_p^{-1} F F^\top)`, the sum of squares of the whitened columns of F."""
-    columns = factor.mT / p.transform.scale.unsqueeze(-2)
+    columns = widen(factor).mT / p.transform.scale.unsqueeze(-2)
     return whiten(columns, p.transform.atanh_rho.unsqueeze(-2)).square().sum((-2, -1))
 
 

@@ -141,7 +141,8 @@ class AR1Transform(Transform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         self._check_event_shape(y)
-        return whiten((y - self.loc) / self.scale, self.atanh_rho)
+        atanh_rho = self.atanh_rho.to(torch.promote_types(y.dtype, self.loc.dtype))
+        return whiten((widen(y) - self.loc) / self.scale, atanh_rho)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return self.log_det.expand(torch.broadcast_shapes(self.batch_shape, x.shape[:-1]))
@@ -163,18 +164,31 @@ def whiten(u: Tensor, atanh_rho: Tensor) -> Tensor:
     r"""The standardised innovations :math:`(u_t - \rho_t u_{t-1})/\sqrt{1 - \rho_t^2}`, and :math:`u_1` first.
 
     Args:
-        u (Tensor): of shape ``(..., d)``.
-        atanh_rho (Tensor): of shape ``(..., d - 1)`` or ``(..., 1)``.
+        u (Tensor): of shape ``(..., d)``; its differences are taken in its own precision (see :func:`widen`).
+        atanh_rho (Tensor): of shape ``(..., d - 1)`` or ``(..., 1)``; it gives the result's dtype.
     """
+    dtype = atanh_rho.dtype
     previous, current = u[..., :-1], u[..., 1:]
     sign = sign_of(atanh_rho)
-    residual = atanh_rho.cosh() * (current - sign * previous) + sign * (-sign * atanh_rho).exp() * previous
-    return _prepend(u[..., :1], residual)
+    difference = (current - sign * previous).to(dtype)
+    residual = atanh_rho.cosh() * difference + sign * ((-sign * atanh_rho).exp() * previous.to(dtype))
+    return _prepend(u[..., :1].to(dtype), residual)
+
+
+def widen(x: Tensor) -> Tensor:
+    r"""x in the next wider floating type, where there is one on its device.
+
+    Neighbours are subtracted and the difference is multiplied by up to :math:`\cosh \operatorname{artanh} \rho`:
+    quotients that are rounded before that lose as many digits as the factor has.
+    """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return x.float()
+    return x.double() if x.dtype == torch.float32 and x.device.type != "mps" else x
 
 
 def sign_of(x: Tensor) -> Tensor:
-    """+1 where ``x >= 0``, else -1: a constant to autograd, unlike ``x.sign()`` without a zero in the middle."""
-    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+    """+1 where ``x >= 0``, else -1, as int8: a constant to autograd, unlike ``x.sign()`` without a zero between."""
+    return 2 * (x >= 0).to(torch.int8) - 1
 
 
 def log_cosh(x: Tensor) -> Tensor:

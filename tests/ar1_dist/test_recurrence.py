@@ -1,0 +1,91 @@
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from ar1_dist.recurrence import linear_recurrence
+
+SIZES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33]
+
+
+def loop(a: torch.Tensor, x: torch.Tensor, reverse: bool) -> torch.Tensor:
+    """The definition, one step after another."""
+    a = a.expand(a.shape[:-1] + (x.shape[-1] - 1,))
+    if reverse:
+        return loop(a.flip(-1), x.flip(-1), False).flip(-1)
+    steps = [x[..., 0].expand(torch.broadcast_shapes(a.shape[:-1], x.shape[:-1]))]
+    for t in range(1, x.shape[-1]):
+        steps.append(a[..., t - 1] * steps[-1] + x[..., t])
+    return torch.stack(steps, -1)
+
+
+def inputs(d: int, shared: bool, requires_grad: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    a = 2 * torch.rand(3, 1 if shared else d - 1, dtype=torch.float64) - 1
+    x = torch.randn(2, 1, d, dtype=torch.float64)
+    return a.requires_grad_(requires_grad), x.requires_grad_(requires_grad)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("d", SIZES)
+def test_follows_its_definition(d, shared, reverse):
+    a, x = inputs(d, shared)
+    torch.testing.assert_close(linear_recurrence(a, x, reverse=reverse), loop(a, x, reverse), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("d", SIZES[1:])
+def test_reverse_is_the_transpose(d):
+    a, x = inputs(d, False)
+    y = torch.randn_like(x)
+    forward = (linear_recurrence(a, x) * y).sum(-1)
+    torch.testing.assert_close(forward, (x * linear_recurrence(a, y, reverse=True)).sum(-1))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("d", [2, 3, 6, 9])
+def test_derivatives(d, shared, reverse):
+    def solve(a, x):
+        return linear_recurrence(a, x, reverse=reverse)
+
+    a, x = inputs(d, shared, requires_grad=True)
+    assert gradcheck(solve, (a, x), check_forward_ad=True)
+    assert gradgradcheck(solve, (a, x), check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_saves_the_coefficient_and_the_result_only(reverse):
+    a, x = inputs(1024, False, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        y = linear_recurrence(a, x, reverse=reverse)
+    assert {tensor.data_ptr() for tensor in saved} == {a.data_ptr(), y.data_ptr()}
+
+
+def test_depth_grows_as_the_logarithm():
+    def operations(d: int) -> int:
+        with torch.profiler.profile() as profile:
+            linear_recurrence(torch.full((1,), 0.5), torch.ones(d))
+        return sum(event.count for event in profile.key_averages() if event.key == "aten::mul")
+
+    counts = [operations(2**k) for k in (4, 8, 16)]
+    assert counts[2] - counts[1] == 2 * (counts[1] - counts[0])
+
+
+@pytest.mark.parametrize("layout", ["expanded", "strided", "empty batch"])
+def test_any_layout(layout):
+    a, x = inputs(9, False)
+    if layout == "expanded":
+        a, x = a[:1].expand(5, 8), x[0, 0, :1].expand(5, 9)
+    elif layout == "strided":
+        a, x = a.mT.contiguous().mT, x.flip(-1)[..., ::2].repeat(1, 1, 2)[..., :9]
+    else:
+        a, x = a[:0], x[:0]
+    torch.testing.assert_close(linear_recurrence(a, x), loop(a, x, False))
+
+
+def test_stays_stable_over_a_long_chain():
+    a = torch.full((1,), 0.999)
+    x = torch.randn(100_000)
+    exact = linear_recurrence(a.double(), x.double())
+    error = (linear_recurrence(a, x) - exact).abs().max() / exact.abs().max()
+    assert error < 1e-4
