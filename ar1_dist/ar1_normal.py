@@ -4,6 +4,7 @@ import math
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
@@ -254,7 +255,7 @@ class AR1Normal(TorchDistribution):
         log_prob = (
             -0.5 * (white.square().sum(-1) + self.event_shape[0] * math.log(2 * math.pi)) - self.transform.log_det
         )
-        return log_prob.expand(torch.broadcast_shapes(self.batch_shape, log_prob.shape))
+        return log_prob.expand(broadcast_shape(self.batch_shape, log_prob.shape))
 
     def _validate_sample(self, value: Tensor) -> None:
         if isinstance(value, Tensor) and value.numel() == 0:

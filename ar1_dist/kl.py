@@ -26,6 +26,8 @@ Note:
     :func:`torch.distributions.kl_divergence` once for the pair, outside the compiled function, to have it back.
 """
 
+import itertools
+
 import pyro.distributions
 import torch
 from torch import Tensor
@@ -38,6 +40,7 @@ from torch.distributions import (
     kl_divergence,
     register_kl,
 )
+from torch.distributions.kl import _KL_MEMOIZE, _dispatch_kl
 from torch.nn.functional import softplus
 
 from ar1_dist.ar1_normal import AR1Normal
@@ -74,7 +77,7 @@ def _kl_ar1_ar1(q: AR1Normal, p: AR1Normal) -> Tensor:
     # sigmoid(-x) as exp(-softplus(x)), whose derivative is right to full relative precision also for x << 0.
     overlap = 2 * sign * (2 * alpha).sinh() * (-softplus(2 * sign * beta, threshold=40)).exp() * current * previous
     second_moment = (
-        whiten((loc_q - loc_p) / scale_p, alpha).square().sum(-1)
+        whiten((loc_q - loc_p) / scale_p, alpha, alpha.dtype).square().sum(-1)
         + ratio[..., 0].square()
         + sum_shared(deviation.square() + overlap, d - 1)
     )
@@ -136,7 +139,8 @@ def _kl_from_trace(trace: Tensor, q: Distribution, p: Distribution) -> Tensor:
 def _trace_of_factor(factor: Tensor, p: AR1Normal) -> Tensor:
     r""":math:`\operatorname{tr}(\Sigma_p^{-1} F F^\top)`, the sum of squares of the whitened columns of F."""
     columns = widen(factor).mT / p.transform.scale.unsqueeze(-2)
-    return whiten(columns, p.transform.atanh_rho.unsqueeze(-2)).square().sum((-2, -1))
+    atanh_rho = p.transform.atanh_rho.unsqueeze(-2)
+    return whiten(columns, atanh_rho, atanh_rho.dtype).square().sum((-2, -1))
 
 
 def _transposed_scale_tril(q: AR1Normal, x: Tensor) -> Tensor:
@@ -186,37 +190,20 @@ def _common_event_size(q: Distribution, p: Distribution) -> int:
     return q.event_shape[0]
 
 
-def _register_factorised() -> None:
-    """Register KLs to factorised distributions, those from torch's own types only where they are lacking."""
-    normal = MultivariateNormal(torch.zeros(1), scale_tril=torch.eye(1))
-    low_rank = LowRankMultivariateNormal(torch.zeros(1), torch.ones(1, 1), torch.ones(1))
-    register_kl(AR1Normal, Independent)(_kl_normal_independent)
-    for q in (normal, low_rank):
-        try:
-            kl_divergence(q, Independent(Normal(torch.zeros(1), 1.0), 1))
-        except NotImplementedError:
-            register_kl(type(q), Independent)(_kl_normal_independent)
+register_kl(AR1Normal, Independent)(_kl_normal_independent)
+for _joint in (MultivariateNormal, LowRankMultivariateNormal):
+    if _dispatch_kl(_joint, Independent) is NotImplemented:
+        register_kl(_joint, Independent)(_kl_normal_independent)
 
 
 def _look_up_every_pair() -> None:
     """Fill torch's table of dispatches, for torch's classes and for Pyro's."""
-    zero, one = torch.zeros(1), torch.ones(1)
-    ar1 = AR1Normal(zero, one, zero)
-    joint: list[Distribution] = [ar1]
-    factorised: list[Distribution] = []
-    for library in (torch.distributions, pyro.distributions):
-        joint.append(library.MultivariateNormal(zero, scale_tril=torch.eye(1)))
-        joint.append(library.LowRankMultivariateNormal(zero, torch.ones(1, 1), one))
-        factorised += [
-            library.Independent(base(zero, one), 1) for base in (library.Normal, library.Laplace, library.Gumbel)
-        ]
-        kl_divergence(library.Independent(library.Normal(zero, one), 1), ar1)
-    for q in joint:
-        kl_divergence(q, ar1)
-        kl_divergence(ar1, q)
-        for p in factorised:
-            kl_divergence(q, p)
+    names = ("Independent", "MultivariateNormal", "LowRankMultivariateNormal", "Normal", "Laplace", "Gumbel")
+    types = [AR1Normal] + [
+        getattr(library, name) for library in (torch.distributions, pyro.distributions) for name in names
+    ]
+    for pair in itertools.product(types, repeat=2):
+        _KL_MEMOIZE[pair] = _dispatch_kl(*pair)
 
 
-_register_factorised()
 _look_up_every_pair()

@@ -17,6 +17,7 @@ and sums alone, so it is as stable as the sequential loop (G. E. Blelloch, *Pref
 """
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -43,36 +44,51 @@ def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) 
     Returns:
         Tensor: :math:`y`, of shape ``(..., d)``.
     """
-    x = x.expand(torch.broadcast_shapes(coefficient.shape[:-1], x.shape[:-1]) + x.shape[-1:])
+    x = x.expand(broadcast_shape(coefficient.shape[:-1], x.shape[:-1]) + x.shape[-1:])
     if x.shape[-1] == 1:
         return x
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         # Tracers can't record an autograd function that has a jvp rule, and torch.func's nested jvp loses the outer
         # tangent in one (pytorch issue 197867); both are right on the plain operations that it consists of.
-        return _solve(coefficient, x, reverse)
+        return _scan(coefficient, x, reverse)
     return _LinearRecurrence.apply(coefficient, x, reverse)
 
 
-def _solve(a: Tensor, x: Tensor, reverse: bool) -> Tensor:
-    return _scan(a.flip(-1), x.flip(-1)).flip(-1) if reverse else _scan(a, x)
-
-
-def _scan(a: Tensor, x: Tensor) -> Tensor:
+def _scan(a: Tensor, x: Tensor, reverse: bool) -> Tensor:
+    """Odd-even reduction. Places are paired in running order, from the end in reverse; each pair's leader is merged
+    into its follower. Slices of the last dimension, too, are named by the running order."""
     d = x.shape[-1]
     if d == 1:
         return x
     pairs = d // 2
-    even, odd = x[..., 0::2], x[..., 1::2]
+    start = (d - 1) % 2 if reverse else 0
+    leaders, followers = x[..., start::2], x[..., 1 - start :: 2]
     if a.shape[-1] == 1:
         within = between = a
         merged = a * a
     else:
-        within, between = a[..., 0::2], a[..., 1::2]  # to an odd place, to an even place
-        merged = within[..., 1:] * between[..., : pairs - 1]
-    odd = _scan(merged, odd + within * even[..., :pairs])
-    even = torch.cat([even[..., :1], even[..., 1:] + between * odd[..., : (d - 1) // 2]], -1)
-    y = torch.stack([even[..., :pairs], odd], -1).flatten(-2)
-    return y if d % 2 == 0 else torch.cat([y, even[..., pairs:]], -1)
+        start = d % 2 if reverse else 0
+        within, between = a[..., start::2], a[..., 1 - start :: 2]  # to a follower, to a leader
+        merged = _last(within, pairs - 1, reverse) * _first(between, pairs - 1, reverse)
+    followers = _scan(merged, followers + within * _first(leaders, pairs, reverse), reverse)
+    rest = leaders.shape[-1] - 1
+    successors = _last(leaders, rest, reverse) + between * _first(followers, rest, reverse)
+    leaders = _join(_first(leaders, 1, reverse), successors, reverse)
+    paired = (_first(leaders, pairs, reverse), followers)
+    y = torch.stack(paired[::-1] if reverse else paired, -1).flatten(-2)
+    return _join(y, _last(leaders, 1, reverse), reverse) if d % 2 else y
+
+
+def _first(x: Tensor, n: int, reverse: bool) -> Tensor:
+    return x[..., x.shape[-1] - n :] if reverse else x[..., :n]
+
+
+def _last(x: Tensor, n: int, reverse: bool) -> Tensor:
+    return _first(x, n, not reverse)
+
+
+def _join(first: Tensor, last: Tensor, reverse: bool) -> Tensor:
+    return torch.cat([last, first] if reverse else [first, last], -1)
 
 
 class _LinearRecurrence(torch.autograd.Function):
@@ -80,7 +96,7 @@ class _LinearRecurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(coefficient, x, reverse):
-        return _solve(coefficient, x, reverse)
+        return _scan(coefficient, x, reverse)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -94,7 +110,8 @@ class _LinearRecurrence(torch.autograd.Function):
         grad_x = linear_recurrence(coefficient, grad, reverse=not ctx.reverse)
         grad_coefficient = None
         if ctx.needs_input_grad[0]:
-            product = _neighbour(y, ctx.reverse) * (grad_x[..., :-1] if ctx.reverse else grad_x[..., 1:])
+            pairs = y.shape[-1] - 1
+            product = _first(y, pairs, ctx.reverse) * _last(grad_x, pairs, ctx.reverse)
             grad_coefficient = product.sum_to_size(coefficient.shape)
         return grad_coefficient, grad_x, None
 
@@ -103,11 +120,6 @@ class _LinearRecurrence(torch.autograd.Function):
         coefficient, y = ctx.saved_tensors
         forcing = torch.zeros_like(y) if x_tangent is None else x_tangent
         if coefficient_tangent is not None:
-            shifted = coefficient_tangent * _neighbour(y, ctx.reverse)
-            forcing = forcing + pad(shifted, (0, 1) if ctx.reverse else (1, 0))
+            carried = coefficient_tangent * _first(y, y.shape[-1] - 1, ctx.reverse)
+            forcing = forcing + pad(carried, (0, 1) if ctx.reverse else (1, 0))
         return linear_recurrence(coefficient, forcing, reverse=ctx.reverse)
-
-
-def _neighbour(y: Tensor, reverse: bool) -> Tensor:
-    """The value that each place but the first takes over: its predecessor's or, in reverse, its successor's."""
-    return y[..., 1:] if reverse else y[..., :-1]

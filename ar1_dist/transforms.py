@@ -9,10 +9,10 @@ import numbers
 from typing import Any
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
-from torch.distributions.utils import lazy_property
 
 from ar1_dist.recurrence import linear_recurrence
 
@@ -75,11 +75,6 @@ class AR1Transform(Transform):
     codomain = constraints.real_vector
     bijective = True
 
-    loc: Tensor
-    scale: Tensor
-    batch_shape: torch.Size
-    event_shape: torch.Size
-
     def __init__(
         self,
         loc: Tensor,
@@ -99,30 +94,26 @@ class AR1Transform(Transform):
             name: value.shape if isinstance(value, Tensor) else torch.Size() for name, value in parameters.items()
         }
         self.batch_shape, self.event_shape = infer_shapes(shapes)
-        for name, tensor in _as_tensors(parameters).items():
-            setattr(self, name, tensor)
+        self.loc, self.scale, self._correlation = _as_tensors(parameters).values()
 
-    @lazy_property
+    # Derived on each access, not kept: a kept one would be stale after an optimiser's step on a leaf, and its part of
+    # the autograd graph would be gone after the first backward.
+    @property
     def rho(self) -> Tensor:
-        return self.atanh_rho.tanh()
+        return self._correlation if self._given == "rho" else self._correlation.tanh()
 
-    @lazy_property
+    @property
     def atanh_rho(self) -> Tensor:
-        return self.rho.atanh()
+        return self._correlation if self._given == "atanh_rho" else self._correlation.atanh()
 
     def parameters(self) -> dict[str, Tensor]:
         """The parameters that were given, by name."""
-        return {name: getattr(self, name) for name in ("loc", "scale", self._given)}
+        return {"loc": self.loc, "scale": self.scale, self._given: self._correlation}
 
     def with_cache(self, cache_size: int = 1) -> "AR1Transform":
         if self._cache_size == cache_size:
             return self
         return type(self)(**self.parameters(), cache_size=cache_size)
-
-    def __getstate__(self) -> dict:
-        # What was derived is derived again: it may be part of an autograd graph, which can't be copied.
-        derived = "atanh_rho" if self._given == "rho" else "rho"
-        return {name: value for name, value in super().__getstate__().items() if name != derived}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AR1Transform) or self._given != other._given:
@@ -141,11 +132,11 @@ class AR1Transform(Transform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         self._check_event_shape(y)
-        atanh_rho = self.atanh_rho.to(torch.promote_types(y.dtype, self.loc.dtype))
-        return whiten((widen(y) - self.loc) / self.scale, atanh_rho)
+        dtype = torch.promote_types(y.dtype, self.loc.dtype)
+        return whiten((widen(y) - self.loc) / self.scale, self.atanh_rho, dtype)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.log_det.expand(torch.broadcast_shapes(self.batch_shape, x.shape[:-1]))
+        return self.log_det.expand(broadcast_shape(self.batch_shape, x.shape[:-1]))
 
     @property
     def log_det(self) -> Tensor:
@@ -160,19 +151,18 @@ class AR1Transform(Transform):
             )
 
 
-def whiten(u: Tensor, atanh_rho: Tensor) -> Tensor:
+def whiten(u: Tensor, atanh_rho: Tensor, dtype: torch.dtype) -> Tensor:
     r"""The standardised innovations :math:`(u_t - \rho_t u_{t-1})/\sqrt{1 - \rho_t^2}`, and :math:`u_1` first.
 
     Args:
         u (Tensor): of shape ``(..., d)``; its differences are taken in its own precision (see :func:`widen`).
-        atanh_rho (Tensor): of shape ``(..., d - 1)`` or ``(..., 1)``; it gives the result's dtype.
+        atanh_rho (Tensor): of shape ``(..., d - 1)`` or ``(..., 1)``.
+        dtype (torch.dtype): the result's.
     """
-    dtype = atanh_rho.dtype
-    previous, current = u[..., :-1], u[..., 1:]
     sign = sign_of(atanh_rho)
-    difference = (current - sign * previous).to(dtype)
-    residual = atanh_rho.cosh() * difference + sign * ((-sign * atanh_rho).exp() * previous.to(dtype))
-    return _prepend(u[..., :1].to(dtype), residual)
+    difference = (u[..., 1:] - sign * u[..., :-1]).to(dtype)
+    u = u.to(dtype)
+    return _prepend(u[..., :1], atanh_rho.cosh() * difference + sign * ((-sign * atanh_rho).exp() * u[..., :-1]))
 
 
 def widen(x: Tensor) -> Tensor:
@@ -203,7 +193,7 @@ def sum_shared(x: Tensor, n: int) -> Tensor:
 
 
 def _prepend(first: Tensor, rest: Tensor) -> Tensor:
-    batch_shape = torch.broadcast_shapes(first.shape[:-1], rest.shape[:-1])
+    batch_shape = broadcast_shape(first.shape[:-1], rest.shape[:-1])
     return torch.cat([first.expand(batch_shape + first.shape[-1:]), rest.expand(batch_shape + rest.shape[-1:])], -1)
 
 
@@ -230,8 +220,8 @@ def infer_shapes(shapes: dict[str, torch.Size]) -> tuple[torch.Size, torch.Size]
             )
         batch_shapes.append(shape[:-1])
     try:
-        return torch.broadcast_shapes(*batch_shapes), loc_shape[-1:]
-    except RuntimeError:
+        return torch.Size(broadcast_shape(*batch_shapes)), loc_shape[-1:]
+    except ValueError:
         described = ", ".join(f"{name} of shape {tuple(shape)}" for name, shape in shapes.items())
         raise ValueError(f"Leading dimensions must broadcast; got {described}.") from None
 
