@@ -11,6 +11,7 @@ settings.register_profile("ci", derandomize=True, deadline=None, suppress_health
 settings.register_profile("explore", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+# Threads of several test processes wait for each other on small tensors, and cost a hundredfold.
 torch.set_num_threads(1)
 
 

@@ -1,0 +1,26 @@
+"""Fixtures that the tests of vae_models share."""
+
+import pytest
+import torch
+
+from vae_models.data import Images, load
+from vae_models.vae import VAE
+
+
+@pytest.fixture(scope="session")
+def digits() -> Images:
+    return load("digits")
+
+
+@pytest.fixture
+def build():
+    """A small VAE on 8×8 images, with scales and correlations that are not those of its initialisation."""
+
+    def build(posterior: str, latent_dim: int = 4) -> VAE:
+        vae = VAE.build((1, 8, 8), posterior=posterior, latent_dim=latent_dim)
+        with torch.no_grad():
+            for parameter in vae.posterior.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return vae
+
+    return build

@@ -1,0 +1,101 @@
+import pytest
+import torch
+from torch.distributions import Independent, Normal
+
+from ar1_dist import AR1Normal
+from vae_models.posteriors import POSTERIORS
+
+FEATURES, D = 30, 8
+
+
+def count(module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+@pytest.mark.parametrize("d", [1, 2, D])
+def test_shapes_and_gradients(name, d):
+    head = POSTERIORS[name](FEATURES, d)
+    q = head(torch.randn(5, FEATURES))
+    assert q.batch_shape == (5,)
+    assert q.event_shape == (d,)
+    kl = torch.distributions.kl_divergence(q, Independent(Normal(torch.zeros(d), 1.0), 1))
+    assert kl.shape == (5,)
+    (kl.sum() + q.rsample().sin().sum()).backward()
+    for parameter_name, parameter in head.named_parameters():
+        if not (d == 1 and parameter_name.startswith("atanh_rho")):
+            assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+def test_diagonal():
+    head = POSTERIORS["diagonal"](FEATURES, D)
+    features = torch.randn(5, FEATURES)
+    q = head(features)
+    assert isinstance(q, Independent)
+    torch.testing.assert_close(q.mean, head.loc(features))
+    torch.testing.assert_close(q.variance, head.log_variance(features).exp())
+
+
+@pytest.mark.parametrize(("name", "scales", "pairs"), [("ar1", 1, 1), ("markov", D, D - 1)])
+def test_autoregressive(name, scales, pairs):
+    head = POSTERIORS[name](FEATURES, D)
+    torch.nn.init.normal_(head.atanh_rho.weight, std=0.1)
+    features = torch.randn(5, FEATURES)
+    q = head(features)
+    assert isinstance(q, AR1Normal)
+    assert q.scale.shape == (5, scales)
+    assert q.rho.shape == (5, pairs)
+    torch.testing.assert_close(q.mean, head.loc(features))
+    torch.testing.assert_close(q.variance, head.log_variance(features).exp().expand(5, D))
+    neighbours = q.covariance_matrix.diagonal(1, -2, -1) / (q.stddev[:, 1:] * q.stddev[:, :-1])
+    torch.testing.assert_close(neighbours, head.atanh_rho(features).tanh().expand(5, D - 1))
+
+
+def test_markov_starts_at_the_diagonal_posterior():
+    """With the same weights its covariance is diagonal, and the correlation's gradient is not zero."""
+    head = POSTERIORS["markov"](FEATURES, D)
+    q = head(torch.randn(5, FEATURES))
+    assert torch.equal(q.rho, torch.zeros(5, D - 1))
+    torch.testing.assert_close(q.covariance_matrix, torch.diag_embed(q.variance))
+    (q.rsample().sum(-1) ** 2).sum().backward()
+    assert head.atanh_rho.bias.grad.abs().min() > 0
+
+
+def test_parameter_counts():
+    """The paper's claim: the covariance of the ar1 posterior takes d/2 times fewer parameters than the log-variance
+    layer of the diagonal one, two linear units where that takes d."""
+    heads = {name: head(FEATURES, D) for name, head in POSTERIORS.items()}
+    unit = FEATURES + 1
+    assert count(heads["diagonal"].log_variance) == D * unit
+    ar1_covariance = count(heads["ar1"].log_variance) + count(heads["ar1"].atanh_rho)
+    assert ar1_covariance == 2 * unit
+    assert count(heads["diagonal"].log_variance) == D / 2 * ar1_covariance
+    assert {name: count(head) for name, head in heads.items()} == {
+        "diagonal": 2 * D * unit,
+        "ar1": (D + 2) * unit,
+        "markov": (3 * D - 1) * unit,
+    }
+
+
+@pytest.mark.parametrize("name", ["ar1", "markov"])
+@pytest.mark.parametrize("atanh_rho", [-15.0, 15.0])
+def test_correlation_whose_tanh_rounds_to_one_is_valid(name, atanh_rho):
+    head = POSTERIORS[name](FEATURES, D)
+    torch.nn.init.constant_(head.atanh_rho.bias, atanh_rho)
+    torch.nn.init.zeros_(head.atanh_rho.weight)
+    q = head(torch.randn(5, FEATURES))
+    z = q.rsample()
+    kl = torch.distributions.kl_divergence(q, Independent(Normal(torch.zeros(D), 1.0), 1))
+    (z.sum() + kl.sum()).backward()
+    assert q.rho.abs().max() == 1
+    assert z.isfinite().all()
+    # KL grows by log cosh(alpha) = |alpha| - log 2 per pair.
+    assert (kl > (D - 1) * 14).all()
+    for parameter in head.parameters():
+        assert parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_nan_is_not_hidden(name):
+    q = POSTERIORS[name](FEATURES, D)(torch.full((1, FEATURES), torch.nan))
+    assert torch.distributions.kl_divergence(q, Independent(Normal(torch.zeros(D), 1.0), 1)).isnan().all()
