@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from ar1_dist.constraints import open_interval
+from ar1_dist.recurrence import linear_recurrence
 from ar1_dist.transforms import AR1Transform, infer_shapes, log_cosh, sum_shared
 
 __all__ = ["AR1Normal"]
@@ -93,6 +94,8 @@ class AR1Normal(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         self.transform = AR1Transform(loc, scale, rho, atanh_rho=atanh_rho)
+        # Those of the parameters that were given: Pyro's reparametrisers rebuild a distribution from all that it names.
+        self.arg_constraints = {name: self.arg_constraints[name] for name in self.transform.parameters()}
         # The base class would check rho where only atanh_rho was given, and would let infinity through.
         super().__init__(self.transform.batch_shape, self.transform.event_shape, validate_args=False)
         self._validate_args = Distribution._validate_args if validate_args is None else validate_args
@@ -113,6 +116,7 @@ class AR1Normal(TorchDistribution):
     def expand(self, batch_shape, _instance=None):
         new = self._get_checked_instance(AR1Normal, _instance)
         new.transform = self.transform
+        new.arg_constraints = self.arg_constraints
         batch_shape = self.loc.expand(torch.Size(batch_shape) + self.event_shape).shape[:-1]
         super(AR1Normal, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
@@ -217,11 +221,10 @@ class AR1Normal(TorchDistribution):
         return value.expand(value.shape[:-1] + (self.event_shape[0] - 1,))
 
     def _correlation_tril(self) -> Tensor:
-        """The lower triangle of the correlation matrix, and zeros above."""
-        (d,) = self.event_shape
-        row = torch.nn.functional.pad(self._per_pair(self.transform.rho), (1, 0), value=1.0).unsqueeze(-1)
-        below = torch.ones(d, d, dtype=torch.bool, device=row.device).tril(-1)
-        return torch.where(below, row, torch.ones_like(row)).cumprod(-2).tril()
+        """The lower triangle of the correlation matrix, and zeros above: the responses to a unit at each place."""
+        rho = self.transform.rho
+        units = torch.eye(self.event_shape[0], dtype=rho.dtype, device=rho.device)
+        return linear_recurrence(rho.unsqueeze(-2), units).mT
 
     @property
     def total_correlation(self) -> Tensor:
@@ -251,10 +254,9 @@ class AR1Normal(TorchDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        white = self.transform.inv(value)
-        log_prob = (
-            -0.5 * (white.square().sum(-1) + self.event_shape[0] * math.log(2 * math.pi)) - self.transform.log_det
-        )
+        d = int(self.event_shape[0])  # a tensor under torch.jit.trace, where its product with a number is float32
+        squares = self.transform.inv(value).square().sum(-1)
+        log_prob = -0.5 * (squares + d * math.log(2 * math.pi)) - self.transform.log_det
         return log_prob.expand(broadcast_shape(self.batch_shape, log_prob.shape))
 
     def _validate_sample(self, value: Tensor) -> None:
@@ -267,9 +269,11 @@ class AR1Normal(TorchDistribution):
     def entropy(self) -> Tensor:
         r"""The entropy in nats, of shape ``batch_shape``: :math:`\tfrac{d}{2}(1 + \log 2\pi) + \sum_t \log
         \mathrm{scale}_t + \tfrac12 \sum_{t \ge 2} \log(1 - \rho_t^2)`."""
-        entropy = 0.5 * self.event_shape[0] * (1 + math.log(2 * math.pi)) + self.transform.log_det
+        d = int(self.event_shape[0])
+        entropy = 0.5 * d * (1 + math.log(2 * math.pi)) + self.transform.log_det
         return entropy.expand(self.batch_shape)
 
 
 def _describe(value: Tensor) -> str:
-    return str(value.item() if value.numel() == 1 else value.size())
+    is_number = value.numel() == 1 and not torch._C._functorch.is_batchedtensor(value)  # vmap has no item()
+    return str(value.item() if is_number else value.size())

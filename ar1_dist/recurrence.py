@@ -75,12 +75,13 @@ def _scan(a: Tensor, x: Tensor, reverse: bool) -> Tensor:
     successors = _last(leaders, rest, reverse) + between * _first(followers, rest, reverse)
     leaders = _join(_first(leaders, 1, reverse), successors, reverse)
     paired = (_first(leaders, pairs, reverse), followers)
-    y = torch.stack(paired[::-1] if reverse else paired, -1).flatten(-2)
+    # reshape and narrow, where flatten and a slice would do: torch.autograd's own vmap has rules for these alone.
+    y = torch.stack(paired[::-1] if reverse else paired, -1).reshape(x.shape[:-1] + (2 * pairs,))
     return _join(y, _last(leaders, 1, reverse), reverse) if d % 2 else y
 
 
 def _first(x: Tensor, n: int, reverse: bool) -> Tensor:
-    return x[..., x.shape[-1] - n :] if reverse else x[..., :n]
+    return x.narrow(-1, x.shape[-1] - n if reverse else 0, n)
 
 
 def _last(x: Tensor, n: int, reverse: bool) -> Tensor:

@@ -94,21 +94,28 @@ class AR1Transform(Transform):
             name: value.shape if isinstance(value, Tensor) else torch.Size() for name, value in parameters.items()
         }
         self.batch_shape, self.event_shape = infer_shapes(shapes)
-        self.loc, self.scale, self._correlation = _as_tensors(parameters).values()
+        # A 0-d leaf is kept as it is, so that it can be copied; a view of it can't.
+        self.loc, self._scale, self._correlation = _as_tensors(parameters).values()
+
+    @property
+    def scale(self) -> Tensor:
+        return torch.atleast_1d(self._scale)
 
     # Derived on each access, not kept: a kept one would be stale after an optimiser's step on a leaf, and its part of
     # the autograd graph would be gone after the first backward.
     @property
     def rho(self) -> Tensor:
-        return self._correlation if self._given == "rho" else self._correlation.tanh()
+        given = torch.atleast_1d(self._correlation)
+        return given if self._given == "rho" else given.tanh()
 
     @property
     def atanh_rho(self) -> Tensor:
-        return self._correlation if self._given == "atanh_rho" else self._correlation.atanh()
+        given = torch.atleast_1d(self._correlation)
+        return given if self._given == "atanh_rho" else given.atanh()
 
     def parameters(self) -> dict[str, Tensor]:
         """The parameters that were given, by name."""
-        return {"loc": self.loc, "scale": self.scale, self._given: self._correlation}
+        return {"loc": self.loc, "scale": self.scale, self._given: getattr(self, self._given)}
 
     def with_cache(self, cache_size: int = 1) -> "AR1Transform":
         if self._cache_size == cache_size:
@@ -237,7 +244,7 @@ def _check_types(parameters: dict[str, Any]) -> None:
 
 
 def _as_tensors(parameters: dict[str, Any]) -> dict[str, Tensor]:
-    """Tensors of one dtype and at least one dimension, on loc's device."""
+    """Tensors of one dtype on loc's device; numbers become tensors of shape (1,)."""
     # As everywhere in torch, numbers and 0-d tensors don't take part in promotion.
     dtypes = [value.dtype for value in parameters.values() if isinstance(value, Tensor) and value.dim() > 0]
     dtype, device = functools.reduce(torch.promote_types, dtypes), parameters["loc"].device
@@ -246,7 +253,7 @@ def _as_tensors(parameters: dict[str, Any]) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             tensors[name] = torch.full((1,), float(value), dtype=dtype, device=device)
         elif value.dim() == 0:
-            tensors[name] = value.to(device, dtype).reshape(1)
+            tensors[name] = value.to(device, dtype)
         else:
             tensors[name] = value.to(dtype)
     return tensors
