@@ -434,7 +434,7 @@ def objective(loc, scale, atanh_rho):
                 result += [kl_divergence(q, p), kl_divergence(p, q), kl_divergence(p, independent)]
     if every_pair:
         p = ar1_dist.AR1Normal(loc.cos(), 2 * scale, atanh_rho=-atanh_rho, validate_args=False)
-        standard = pyro.distributions.Normal(0.0, 1.0, validate_args=False).expand(loc.shape).to_event(1)
+        standard = pyro.distributions.Normal(torch.zeros_like(loc), 1.0, validate_args=False).to_event(1)
         result += [kl_divergence(q, p), kl_divergence(q, standard), q.entropy(), q.log_prob(2 * loc)]
     return tuple(result)
 
