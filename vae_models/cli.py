@@ -1,26 +1,20 @@
 """The command ``vae-models``. Whatever is slow to import is imported by the command that needs it."""
 
-import json
-import os
-import statistics
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vae_models.data import Images
-    from vae_models.training import History
-    from vae_models.vae import VAE
+    from vae_models.config import Config
+    from vae_models.runs import Run
 
 __all__ = ["app", "main"]
 
@@ -36,17 +30,15 @@ _RULED = box.Box(str(box.SIMPLE_HEAD).replace("─", "-"), ascii=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0; 1 if training failed; 2 on bad input; 130 on Ctrl-C."""
     try:
-        code = app(arguments, prog_name="vae-models", standalone_mode=False) or 0
+        code, message = app(arguments, prog_name="vae-models", standalone_mode=False) or 0, ""
     except _UsageError as error:
         code, message = 2, error.format_message()  # type: ignore[attr-defined]
     except _Failure as error:
         code, message = error.code, str(error)
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    else:
-        message = ""
-    if code == 130:
-        message = "interrupted; nothing was written"
+        code, message = 130, ""
+    if code == 130:  # which some versions of Typer return
+        message = "interrupted; what is finished is kept, and --resume goes on from there"
     if message:
         print(f"vae-models: {message}", file=sys.stderr)
     return code
@@ -60,177 +52,401 @@ class _Failure(Exception):
         self.code = code
 
 
-@app.callback()
-def _vae_models() -> None:
-    """Variational auto-encoders with Gaussian posteriors, the autoregressive one of the rho-VAE among them."""
-
-
-@app.command()
-def compare(
-    posterior: Annotated[
-        list[str], typer.Option(help="Posterior to compare: diagonal, ar1 or markov. May be given more than once.")
-    ] = ["diagonal", "ar1", "markov"],  # noqa: B006 (Typer shows it, and nothing changes it)
-    dataset: Annotated[str, typer.Option(help="digits (in the package), mnist or fashion-mnist.")] = "digits",
-    data_root: Annotated[
-        Path,
-        typer.Option(help="Folder of mnist and fashion-mnist in torchvision's layout; downloaded to it if not there."),
-    ] = Path("data"),
-    latent_dim: Annotated[int, typer.Option(min=1, help="Size of the latent vector.")] = 20,
-    epochs: Annotated[int, typer.Option(min=1, help="Times to go over the training images.")] = 100,
-    importance_samples: Annotated[int, typer.Option(min=1, help="Samples per image for the NLL.")] = 100,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, order of images and noise, for each posterior.")
-    ] = 0,
-    out: Annotated[
-        Path, typer.Option(help="Folder for metrics.json and the figures; those of an earlier comparison are replaced.")
-    ] = Path("runs/compare"),
-) -> None:
-    """Train the paper's VAE once with every posterior and compare them on the test images.
-
-    The VAE is the vanilla one of arXiv:1909.06236: one hidden layer of 400 ReLU units, Bernoulli likelihood on grey
-    values, standard normal prior, Adam at 1e-3, batches of 128. Prints a table and writes metrics.json, curves.png,
-    samples.png and reconstructions.png.
-    """
-    console = Console(stderr=True)
-    with console.status(f"Loading {dataset}"):
-        images = _load(dataset, data_root, posterior)
-    _prepare_folder(out)
-
-    from vae_models import figures
-
-    results, histories, samples, reconstructions = {}, {}, {}, {}
-    with _progress(console) as progress:
-        tasks = {name: progress.add_task(name, start=False, epoch="", loss="") for name in dict.fromkeys(posterior)}
-        for name, task in tasks.items():
-            vae, histories[name] = _train(name, images, latent_dim, epochs, seed, progress, task)
-            samples[name], reconstructions[name] = vae.sample(64), vae.reconstruct(images.test[:12])
-            results[name] = _evaluate(vae, histories[name], images.test, importance_samples)
-
-    settings = {
-        "dataset": dataset,
-        "train_images": len(images.train),
-        "test_images": len(images.test),
-        "latent_dim": latent_dim,
-        "epochs": epochs,
-        "importance_samples": importance_samples,
-        "seed": seed,
-    }
-    described = f"{dataset}, {latent_dim} latents, {epochs} epochs"
-    pictures = {
-        "curves.png": figures.curves(
-            {name: history.train for name, history in histories.items()},
-            {name: history.test for name, history in histories.items()},
-            title=f"Loss: {described}",
-        ),
-        "samples.png": figures.samples(samples, title=f"Samples from the prior: {described}"),
-        "reconstructions.png": figures.reconstructions(
-            images.test[:12], reconstructions, title=f"Reconstructions of test images: {described}"
-        ),
-    }
-    metrics = json.dumps({**settings, "posteriors": results}, indent=2, allow_nan=False) + "\n"
-    _write(out / "metrics.json", metrics.encode())
-    for file_name, figure in pictures.items():
-        _write(out / file_name, figures.png(figure))
-    Console().print(_table(described, settings, results))
-    print(f"Wrote metrics.json, {', '.join(pictures)} to {out}")
-
-
-def _load(dataset: str, data_root: Path, posteriors: Sequence[str]) -> "Images":
-    """Import what the command needs, check the names and load the images."""
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn the errors that a user can mend, or must know of, into one line each."""
     try:
-        import vae_models.figures
-        import vae_models.training  # noqa: F401
-        from vae_models import data
-        from vae_models.posteriors import POSTERIORS
+        import vae_models.results  # noqa: F401
     except (ImportError, RuntimeError) as error:
         # Lightning imports torchvision where it is installed, and that fails beside a torch it was not built for.
         raise _Failure(
             f"a library does not import ({error}); install what belongs together: "
             "pip install --upgrade 'ar1-dist[vae]' torch torchvision"
         ) from error
-    for name in posteriors:
-        if name not in POSTERIORS:
-            raise _Failure(f"unknown posterior {name!r}; choose from {', '.join(POSTERIORS)}")
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     try:
-        return data.load(dataset, data_root)
-    except data.DataError as error:
+        yield
+    except FloatingPointError as error:
+        raise _Failure(error, code=1) from error
+    except (ValueError, MisconfigurationException) as error:  # FileError and DataError among them
         raise _Failure(error) from error
 
 
-def _train(
-    name: str, images: "Images", latent_dim: int, epochs: int, seed: int, progress: Progress, task: TaskID
-) -> "tuple[VAE, History]":
-    """A VAE with the named posterior, trained."""
-    import torch
-
-    from vae_models import training
-    from vae_models.vae import VAE
-
-    torch.manual_seed(seed)
-    channels, height, width = images.train.shape[1:]
-    vae = VAE.build((channels, height, width), posterior=name, latent_dim=latent_dim)
-    line = training.ProgressLine(progress, task)
-    try:
-        history = training.fit(vae, images, epochs=epochs, seed=seed, callbacks=[line])
-    except FloatingPointError as error:
-        raise _Failure(f"training with posterior {name!r} failed: {error}", code=1) from error
-    torch.manual_seed(seed)  # so that all posteriors are also drawn from and evaluated with the same noise
-    return vae, history
+@app.callback()
+def _vae_models() -> None:
+    """Variational auto-encoders with Gaussian posteriors, the autoregressive one of the rho-VAE among them."""
 
 
-def _evaluate(vae: "VAE", history: "History", test: "Tensor", num_samples: int) -> dict[str, Any]:
-    """What metrics.json holds of one posterior."""
-    from vae_models import evaluation
+# --- Options that train and compare share. None stands for the preset's value. ---
 
-    return {
-        "head_parameters": sum(parameter.numel() for parameter in vae.posterior.parameters()),
-        **evaluation.evaluate(vae, test, num_samples=num_samples),
-        "seconds_per_epoch": statistics.median(history.seconds),
-        "train_negative_elbo_by_epoch": history.train,
-        "test_negative_elbo_by_epoch": history.test,
+Preset = Annotated[
+    str, typer.Option(help="One of the paper's models: vanilla, beta, cnn or info. Other options override its parts.")
+]
+Dataset = Annotated[
+    str, typer.Option(help="digits (in the package), mnist, fashion-mnist, or folder: one's own images.")
+]
+DataRoot = Annotated[
+    Path,
+    typer.Option(
+        help="Folder of the data set: torchvision's layout for mnist and fashion-mnist, which are downloaded to it if "
+        "not there; folders of images for folder."
+    ),
+]
+ImageSize = Annotated[int | None, typer.Option(min=1, help="Resize images to squares of this side.")]
+Color = Annotated[bool, typer.Option("--color", help="Keep the colours of one's own images.")]
+Binarize = Annotated[
+    str,
+    typer.Option(help="none: grey values; static: each drawn once as 0 or 1; dynamic: drawn anew whenever trained on."),
+]
+LatentDim = Annotated[int, typer.Option(min=1, help="Size of the latent vector.")]
+Network = Annotated[str | None, typer.Option(help="mlp, cnn, conv64 or dcgan.", show_default="the preset's")]
+Hidden = Annotated[int | None, typer.Option(min=1, help="Units of the hidden layer.", show_default="the network's")]
+Rank = Annotated[int, typer.Option(min=1, help="Rank of the posterior low_rank.")]
+Likelihood = Annotated[str, typer.Option(help="bernoulli, continuous-bernoulli or gaussian.")]
+LikelihoodScale = Annotated[float, typer.Option(help="Standard deviation of the gaussian likelihood.")]
+LearnScale = Annotated[bool, typer.Option("--learn-scale", help="Train that standard deviation, from there on.")]
+Beta = Annotated[float | None, typer.Option(help="Weight of the KL divergence.", show_default="the preset's")]
+WarmupEpochs = Annotated[
+    int | None, typer.Option(min=0, help="Epochs over which beta rises linearly from 0.", show_default="the preset's")
+]
+MMDWeight = Annotated[
+    float | None,
+    typer.Option(
+        help="Weight of the MMD between aggregate posterior and prior. InfoVAE's alpha and lambda are beta = 1 - alpha "
+        "and this weight = alpha + lambda - 1.",
+        show_default="the preset's",
+    ),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Times to go over the training images.", show_default="15, as in the paper; digits: 100"),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per step, over all devices together.")]
+LearningRate = Annotated[float, typer.Option(help="Adam's, divided by 10 on a plateau.")]
+PlateauPatience = Annotated[int, typer.Option(min=0, help="Epochs without improvement that make a plateau.")]
+EarlyStopping = Annotated[int | None, typer.Option(min=1, help="Epochs without improvement after which to stop.")]
+GradientClip = Annotated[float | None, typer.Option(help="Greatest norm of the gradient.")]
+ImportanceSamples = Annotated[int, typer.Option(min=1, help="Samples per image for the NLL.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Of splits, weights, order of images and noise; for every posterior.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last finished epoch of what is in --out.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")]
+Accelerator = Annotated[str, typer.Option(help="Lightning's: auto, cpu, gpu, mps, ...")]
+Devices = Annotated[int, typer.Option(min=1, help="Devices, or on a CPU processes, per node.")]
+NumNodes = Annotated[int, typer.Option(min=1, help="Nodes.")]
+Strategy = Annotated[str, typer.Option(help="Lightning's: auto, ddp, ...")]
+Precision = Annotated[str, typer.Option(help="Lightning's: 32-true, bf16-mixed, 16-mixed, ...")]
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    posterior: Annotated[str, typer.Option(help="diagonal, ar1, markov, low_rank or full.")] = "ar1",
+    preset: Preset = "vanilla",
+    dataset: Dataset = "digits",
+    data_root: DataRoot = Path("data"),
+    image_size: ImageSize = None,
+    color: Color = False,
+    binarize: Binarize = "none",
+    latent_dim: LatentDim = 20,
+    network: Network = None,
+    hidden: Hidden = None,
+    rank: Rank = 1,
+    likelihood: Likelihood = "bernoulli",
+    likelihood_scale: LikelihoodScale = 0.1,
+    learn_scale: LearnScale = False,
+    beta: Beta = None,
+    warmup_epochs: WarmupEpochs = None,
+    mmd_weight: MMDWeight = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = 128,
+    learning_rate: LearningRate = 1e-3,
+    plateau_patience: PlateauPatience = 10,
+    early_stopping: EarlyStopping = None,
+    gradient_clip: GradientClip = None,
+    importance_samples: ImportanceSamples = 100,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    accelerator: Accelerator = "auto",
+    devices: Devices = 1,
+    num_nodes: NumNodes = 1,
+    strategy: Strategy = "auto",
+    precision: Precision = "32-true",
+) -> None:
+    """Train a VAE, evaluate it on the test images, and write numbers, pictures and report.html.
+
+    The defaults are the vanilla VAE of arXiv:1909.06236 with its autoregressive posterior, on digits. A run that was
+    stopped or killed goes on with --resume, which needs no other option but --out.
+    """
+    with _one_line_errors():
+        config = _resumed(context, out) if resume else None
+        config = config or _config(context.params, posterior)
+        with _progress() as progress:
+            metrics = _run(config, out, progress, context.params)
+    if metrics is None:
+        return
+    Console().print(_figures_table(_described(config), metrics))
+    print(f"Wrote metrics.json, pictures, report.html and the model to {out}")
+
+
+@app.command()
+def compare(
+    context: typer.Context,
+    posterior: Annotated[
+        list[str], typer.Option(help="diagonal, ar1, markov, low_rank or full. May be given more than once.")
+    ] = ["diagonal", "ar1", "markov"],  # noqa: B006 (Typer shows it, and nothing changes it)
+    preset: Preset = "vanilla",
+    dataset: Dataset = "digits",
+    data_root: DataRoot = Path("data"),
+    image_size: ImageSize = None,
+    color: Color = False,
+    binarize: Binarize = "none",
+    latent_dim: LatentDim = 20,
+    network: Network = None,
+    hidden: Hidden = None,
+    rank: Rank = 1,
+    likelihood: Likelihood = "bernoulli",
+    likelihood_scale: LikelihoodScale = 0.1,
+    learn_scale: LearnScale = False,
+    beta: Beta = None,
+    warmup_epochs: WarmupEpochs = None,
+    mmd_weight: MMDWeight = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = 128,
+    learning_rate: LearningRate = 1e-3,
+    plateau_patience: PlateauPatience = 10,
+    early_stopping: EarlyStopping = None,
+    gradient_clip: GradientClip = None,
+    importance_samples: ImportanceSamples = 100,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison, with a run for every posterior in it.")] = Path(
+        "runs/compare"
+    ),
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    accelerator: Accelerator = "auto",
+    devices: Devices = 1,
+    num_nodes: NumNodes = 1,
+    strategy: Strategy = "auto",
+    precision: Precision = "32-true",
+) -> None:
+    """Train the same VAE once with every posterior and compare them on the test images.
+
+    Prints a table and writes metrics.json, pictures and report.html, beside a folder for every posterior's run.
+    """
+    with _one_line_errors():
+        from vae_models import results, runs
+
+        configs = {name: _config(context.params, name) for name in dict.fromkeys(posterior)}
+        if out.exists() and not out.is_dir():
+            raise _Failure(f"{out} is not a folder")
+        if out.exists() and not (resume or overwrite) and any(out.iterdir()):
+            raise _Failure(f"{out} is not empty: --resume or --overwrite it, or name another --out")
+        finished: dict[str, Run] = {}
+        with _progress() as progress:
+            for name, config in configs.items():
+                if _run(config, out / name, progress, context.params) is None:
+                    return
+                finished[name] = runs.train(config, out / name, resume=True)
+        config = next(iter(configs.values()))
+        images = runs.load_images(config)
+        compared = results.compare(out, finished, config, images)
+    Console().print(_comparison_table(_described(config), config, len(images.test), compared))
+    print(f"Wrote metrics.json, pictures and report.html to {out}")
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    split: Annotated[str, typer.Option(help="Images to evaluate on: train, validation or test.")] = "test",
+    importance_samples: ImportanceSamples = 100,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the noise.")] = 0,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set.", show_default="the run's")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write the figures to, as JSON.")] = None,
+) -> None:
+    """Evaluate the model of a run. The run is not changed."""
+    with _one_line_errors():
+        import dataclasses
+
+        import torch
+
+        from vae_models import evaluation
+        from vae_models.files import write_json
+        from vae_models.runs import load_images, read_config
+        from vae_models.vae import VAE
+
+        if split not in ("train", "validation", "test"):
+            raise _Failure(f"unknown split {split!r}; choose from train, validation, test")
+        config, vae = read_config(folder), VAE.from_pretrained(folder)
+        if data_root is not None:
+            config = dataclasses.replace(config, data_root=str(data_root))
+        images = getattr(load_images(config), split)
+        torch.manual_seed(seed)
+        metrics = evaluation.evaluate(vae, images, num_samples=importance_samples)
+        if out is not None:
+            write_json(out, metrics)
+    Console().print(_figures_table(f"{_described(config)}, {split} images", metrics))
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    num: Annotated[int, typer.Option(min=1, help="Number of images.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the latent vectors.")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("samples.png"),
+) -> None:
+    """Draw images from the model of a run and write them as one picture."""
+    with _one_line_errors():
+        import torch
+
+        from vae_models import figures
+        from vae_models.files import write_whole
+        from vae_models.runs import read_config
+        from vae_models.vae import VAE
+
+        config, vae = read_config(folder), VAE.from_pretrained(folder)
+        torch.manual_seed(seed)
+        figure = figures.samples({config.posterior: vae.sample(num)}, title=f"Samples from the prior: {config.dataset}")
+        write_whole(out, figures.png(figure))
+    print(f"Wrote {out}")
+
+
+_HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+
+
+def _config(options: Mapping[str, Any], posterior: str) -> "Config":
+    """The preset with the options that were given, for one posterior."""
+    import dataclasses
+
+    from vae_models.config import PRESETS, Config
+    from vae_models.data import BINARIZATIONS, DATASETS
+    from vae_models.likelihoods import LIKELIHOODS
+    from vae_models.networks import NETWORKS
+    from vae_models.posteriors import POSTERIORS
+
+    choices: dict[str, Iterable[str]] = {
+        "preset": PRESETS,
+        "dataset": DATASETS,
+        "binarize": BINARIZATIONS,
+        "network": NETWORKS,
+        "likelihood": LIKELIHOODS,
     }
+    for name, value in [("posterior", posterior), *((name, options[name]) for name in choices)]:
+        allowed = choices.get(name, POSTERIORS)
+        if value is not None and value not in allowed:
+            raise _Failure(f"unknown {name.replace('_', '-')} {value!r}; choose from {', '.join(allowed)}")
+    default_epochs = 100 if options["dataset"] == "digits" else 15
+    gaussian = {"scale": options["likelihood_scale"], "learn_scale": options["learn_scale"]}
+    overrides: dict[str, Any] = {
+        "epochs": default_epochs if options["epochs"] is None else options["epochs"],
+        "posterior": posterior,
+        "posterior_options": {"rank": options["rank"]} if posterior == "low_rank" else {},
+        "data_root": str(options["data_root"]),
+        "likelihood_options": gaussian if options["likelihood"] == "gaussian" else {},
+    }
+    plain = ["dataset", "color", "binarize", "latent_dim", "likelihood", "batch_size", "learning_rate"]
+    plain += ["plateau_patience", "early_stopping", "gradient_clip", "importance_samples", "seed"]
+    overrides |= {name: options[name] for name in plain}
+    overrides |= {name: options[name] for name in ("network", "image_size") if options[name] is not None}
+    if options["hidden"] is not None:
+        overrides["network_options"] = {"hidden": options["hidden"]}
+    config = Config.from_preset(options["preset"], **overrides)
+    weights = {name: options[name] for name in ("beta", "warmup_epochs", "mmd_weight") if options[name] is not None}
+    return dataclasses.replace(config, objective=dataclasses.replace(config.objective, **weights))
 
 
-def _prepare_folder(folder: Path) -> None:
-    """Make the folder and see that files can be written to it."""
+def _resumed(context: typer.Context, folder: Path) -> "Config | None":
+    """The settings of the run in the folder, if there is one and no option says anything of settings."""
+    from vae_models.runs import read_config
+
+    given = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+    if given - {"out", "resume", *_HARDWARE} or not (folder / "config.json").exists():
+        return None  # runs.train sees that the options agree with the run
+    return read_config(folder)
+
+
+def _run(config: "Config", folder: Path, progress: Progress, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Train and finish a run. None in all processes but the first one."""
+    from vae_models import results, runs
+    from vae_models.training import ProgressLine
+
+    task = progress.add_task(config.posterior, start=False, epoch="", loss="")
+    hardware = {name: options[name] for name in _HARDWARE}
+    line = ProgressLine(progress, task)
+    resume, overwrite = options["resume"], options["overwrite"]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except FileExistsError:
-        raise _Failure(f"cannot write to {folder}: it is not a folder") from None
-    except OSError as error:
-        raise _Failure(f"cannot write to the folder {folder}: {error.strerror}") from error
+        run = runs.train(config, folder, resume=resume, overwrite=overwrite, callbacks=[line], **hardware)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"training with posterior {config.posterior!r} failed: {error}") from error
+    if not runs.is_main_process():
+        return None
+    progress.update(task, epoch="evaluating")
+    metrics = results.finish(run, config)
+    progress.update(task, epoch=f"epoch {metrics['epochs']}/{config.epochs}", total=1, completed=1)
+    return metrics
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _Failure(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A line for every run that trains. It is stopped here, and started by the first of them."""
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[epoch]}"),
         TextColumn("{task.fields[loss]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
-        console=console,
+        console=Console(stderr=True),
     )
+    try:
+        yield progress
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
-def _table(title: str, settings: dict[str, Any], results: dict[str, dict[str, Any]]) -> Table:
+def _described(config: "Config") -> str:
+    return f"{config.dataset}, {config.preset} preset, {config.latent_dim} latents, at most {config.epochs} epochs"
+
+
+_HEADINGS = {
+    "negative_elbo": "negative ELBO (nats per image)",
+    "reconstruction": "reconstruction, or distortion",
+    "kl": "KL, or rate",
+    "nll": "importance-weighted NLL",
+    "gap": "gap between the two bounds",
+    "effective_sample_size": "effective importance samples",
+    "total_correlation": "total correlation of the posterior",
+    "mean_abs_rho": "mean |rho|",
+    "active_units": "active units",
+    "num_images": "images",
+    "num_samples": "importance samples per image",
+}
+
+
+def _figures_table(title: str, metrics: Mapping[str, Any]) -> Table:
+    """The final figures of one VAE, a row each."""
+    table = Table(title=title, box=_RULED, show_edge=False)
+    table.add_column("figure")
+    table.add_column("mean", justify="right")
+    table.add_column("standard error", justify="right")
+    for name, heading in _HEADINGS.items():
+        value, error = metrics[name], metrics.get(f"{name}_se")
+        if value is not None:
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+            table.add_row(heading, shown, "" if error is None else f"{error:.3f}")
+    return table
+
+
+def _comparison_table(title: str, config: "Config", num_images: int, results: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row per posterior, within 80 columns."""
     table = Table(
         title=title,
-        caption=f"Nats per image, with standard errors over the {settings['test_images']:,} test images in brackets. "
-        f"NLL: importance-weighted bound with {settings['importance_samples']:,} samples.",
+        caption=f"Nats per image, with standard errors over the {num_images:,} test images in brackets. "
+        f"NLL: importance-weighted bound with {config.importance_samples:,} samples.",
         box=_RULED,
         show_edge=False,
         pad_edge=False,

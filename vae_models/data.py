@@ -1,96 +1,235 @@
-"""Named image data sets, held in memory as tensors of shape ``(N, C, H, W)`` with grey values in [0, 1]."""
+"""Named image data sets, held in memory as tensors of shape ``(N, C, H, W)`` with values in [0, 1]."""
 
+import gzip
+import math
+import os
+import struct
+import tempfile
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torch.nn.functional import interpolate
 
-__all__ = ["DATASETS", "DataError", "Images", "batches", "load"]
+from vae_models.files import FileError
+
+__all__ = ["BINARIZATIONS", "DATASETS", "DataError", "Images", "load"]
+
+BINARIZATIONS = ("none", "static", "dynamic")
+
+# Images that are resized or binarised at once, which bounds the memory that this takes beside the images.
+_CHUNK = 1000
+
+# Numbers of training and of test images in MNIST and in Fashion-MNIST.
+_COUNTS = (60_000, 10_000)
 
 
-class DataError(ValueError):
-    """A data set that is unknown, missing or damaged, or a library that is needed to read it and does not import."""
+class DataError(FileError):
+    """A data set that is unknown, missing, damaged or too large, or a library needed to read it that won't import."""
 
 
 class Images(NamedTuple):
-    """The training and the test images of a data set, float32, of shapes ``(N, C, H, W)`` and ``(M, C, H, W)``."""
+    """The images of a data set, float32 of shape ``(N, C, H, W)``: those to train on, those to choose by, and those of
+    the final figures, by which nothing is chosen."""
 
     train: Tensor
+    validation: Tensor
     test: Tensor
 
 
-def load(name: str, data_root: Path = Path("data")) -> Images:
+def load(
+    name: str,
+    data_root: Path | str = Path("data"),
+    *,
+    image_size: int | None = None,
+    color: bool = False,
+    binarize: str = "none",
+    seed: int = 0,
+) -> Images:
     """The images of a data set.
+
+    - ``digits``: scikit-learn's 1797 handwritten digits of 8×8 pixels and 17 grey values. Needs no files.
+    - ``mnist``: 70,000 handwritten digits of 28×28 pixels (LeCun et al., 1998).
+    - ``fashion-mnist``: 70,000 articles of clothing of 28×28 pixels (Xiao et al., arXiv:1708.07747).
+    - ``folder``: the images in ``data_root`` and in the folders below it, by class or not, of the file types of
+      :class:`torchvision.datasets.ImageFolder`.
+
+    MNIST and Fashion-MNIST come with their own 10,000 test images; a sixth of the others, 10,000, is for validation. Of
+    digits and of a folder's images a fifth is for testing and a tenth for validation.
 
     Example:
 
-        >>> train, test = load("digits")
-        >>> train.shape, test.shape
-        (torch.Size([1437, 1, 8, 8]), torch.Size([360, 1, 8, 8]))
+        >>> images = load("digits")
+        >>> images.train.shape, images.validation.shape, images.test.shape
+        (torch.Size([1257, 1, 8, 8]), torch.Size([180, 1, 8, 8]), torch.Size([360, 1, 8, 8]))
+        >>> load("digits", image_size=16, binarize="static").test.unique()
+        tensor([0., 1.])
 
     Args:
         name (str): one of :data:`DATASETS`.
-        data_root (Path): the folder that holds, or is to hold, torchvision's data sets in torchvision's layout
-            (``data_root/MNIST/raw``). What is not there is downloaded. ``digits`` does not need it.
+        data_root (Path): the folder of one's own images, or the folder that holds torchvision's data sets in
+            torchvision's layout (``data_root/MNIST/raw``). Files that are there are checked and never replaced; those
+            that are not there are downloaded.
+        image_size (int): side to which the central square of every image is resized, or None for the images as they
+            are, which are then to have one size.
+        color (bool): whether a folder's images are read with three channels, not turned grey. The others are grey.
+        binarize (str): one of :data:`BINARIZATIONS`: ``"none"``; ``"static"``, every value v replaced by 1 with
+            probability v, else by 0; or ``"dynamic"``, the same for the validation and test images, while the training
+            images stay as they are, to be drawn in every training step.
+        seed (int): of the split and of the binarisation. One seed gives the same images every time, and the same
+            validation and test images for ``"static"`` and ``"dynamic"``.
 
     Raises:
-        DataError: if the data set is unknown, is neither there nor can be downloaded, or is damaged.
+        DataError: if the data set is unknown, is neither there nor can be downloaded, is damaged, or takes more memory
+            than there is, which is estimated before a folder is read. The message names the file or folder.
+
+    Note:
+        Everything is held in memory, with four bytes per value: 220 MB for MNIST, 48 kB for a coloured image of 64×64.
     """
     if name not in DATASETS:
         raise DataError(f"unknown data set {name!r}; choose from {', '.join(DATASETS)}")
-    return DATASETS[name](data_root)
+    if binarize not in BINARIZATIONS:
+        raise DataError(f"unknown binarisation {binarize!r}; choose from {', '.join(BINARIZATIONS)}")
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image size must be at least 1, got {image_size}")
+    generator = torch.Generator().manual_seed(seed)
+    images = DATASETS[name](Path(data_root), image_size, color, generator)
+    if binarize != "none":
+        _draw(images.test, generator)
+        _draw(images.validation, generator)
+    if binarize == "static":
+        _draw(images.train, generator)  # last, so that the others are the same for dynamic
+    return images
 
 
-def batches(images: Tensor, batch_size: int, *, generator: torch.Generator | None = None) -> DataLoader:
-    """A loader of one-element tuples of batches, in order or, with a generator, shuffled anew every epoch.
-
-    A batch is one indexing of the tensor by a list; no image is touched on its own in Python.
-    """
-    dataset = TensorDataset(images)
-    order = SequentialSampler(dataset) if generator is None else RandomSampler(dataset, generator=generator)
-    return DataLoader(dataset, sampler=BatchSampler(order, batch_size, drop_last=False), batch_size=None)
-
-
-def _digits(data_root: Path) -> Images:
-    """Scikit-learn's 1797 handwritten digits of 8×8 pixels and 17 grey values, of which 360 are for testing."""
+def _digits(data_root: Path, image_size: int | None, color: bool, generator: torch.Generator) -> Images:
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
-    images = load_digits().images[:, None] / 16
-    train, test = train_test_split(images, test_size=360, random_state=0)
-    return Images(torch.tensor(train, dtype=torch.float32), torch.tensor(test, dtype=torch.float32))
+    images = torch.tensor(load_digits().images / 16, dtype=torch.float32).unsqueeze(1)
+    order = torch.randperm(len(images), generator=generator)
+    return Images(*_resized("digits", images[order], image_size).split(_split(len(images))))
 
 
-def _torchvision(class_name: str, data_root: Path) -> Images:
+def _folder(data_root: Path, image_size: int | None, color: bool, generator: torch.Generator) -> Images:
+    is_image_file = _import_torchvision_datasets().folder.is_image_file
+    if not data_root.is_dir():
+        raise DataError(f"the data root {data_root} {'is not a folder' if data_root.exists() else 'does not exist'}")
+    files = sorted(
+        Path(folder, name)
+        for folder, _, names in os.walk(data_root, followlinks=True)
+        for name in names
+        if is_image_file(name) and not name.startswith(".")
+    )
+    if len(files) < 3:
+        raise DataError(f"the folder {data_root} holds {len(files)} images; 3 or more can be split")
+    files = [files[i] for i in torch.randperm(len(files), generator=generator)]
+    first = _read_image(files[0], color)
+    shape = first.shape if image_size is None else (len(first), image_size, image_size)
+    _require_memory(f"the {len(files):,} images in {data_root}", len(files), shape)
+    images = torch.empty(len(files), *shape)
+    for file, place in zip(files, images, strict=True):
+        image = _read_image(file, color)
+        if image_size is None and image.shape != shape:
+            raise DataError(
+                f"{file} is of size {_size(image.shape)} and {files[0]} of {_size(shape)}; give an image size"
+            )
+        _fill(place.unsqueeze(0), image.unsqueeze(0))
+    return Images(*images.split(_split(len(files))))
+
+
+def _read_image(file: Path, color: bool) -> Tensor:
+    """The bytes of an image, of shape ``(C, H, W)``."""
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    try:
+        with Image.open(file) as image:
+            mode = image.mode
+            values = pil_to_tensor(image.convert("RGB" if color else "L"))
+    except Exception as error:  # a damaged file raises whatever the reader of its format stumbles over
+        raise DataError(f"cannot read the image {file}: {_first_line(error)}") from error
+    if mode.startswith(("I", "F")):
+        raise DataError(f"the image {file} has more than 8 bits per value, which would be cut off; convert it")
+    return values
+
+
+def _mnist_like(
+    class_name: str, data_root: Path, image_size: int | None, color: bool, generator: torch.Generator
+) -> Images:
+    """A data set of torchvision's that has the shape and the format of MNIST."""
+    raw = data_root / class_name / "raw"
+    names = [f"{part}-images-idx3-ubyte" for part in ("train", "t10k")]
+    if not all(_idx_file(raw, name).exists() for name in names):
+        _download(class_name, data_root, raw)
+    train, test = (_read_idx(_idx_file(raw, name), count) for name, count in zip(names, _COUNTS, strict=True))
+    train = train[torch.randperm(len(train), generator=generator)]
+    train, test = (_resized(class_name, images, image_size) for images in (train, test))
+    num_validation = len(train) // 6
+    return Images(train[:-num_validation], train[-num_validation:], test)
+
+
+def _idx_file(raw: Path, name: str) -> Path:
+    """The file of that name, or where it is not there, as on the servers, compressed."""
+    return raw / name if os.path.exists(raw / name) else raw / f"{name}.gz"
+
+
+def _read_idx(path: Path, count: int) -> Tensor:
+    """So many images of 28×28 bytes in the IDX format of MNIST, of shape ``(count, 1, 28, 28)``.
+
+    The format has no checksum: this checks all that its header says, and the length.
+    """
+    shape, start = (count, 28, 28), 16
+    length = start + math.prod(shape)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            content = bytearray(file.read(length + 1))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {path}: {_first_line(error)}") from error
+    magic, *sizes = struct.unpack(">4I", content[:start].ljust(start, b"\0"))
+    if len(content) < start:
+        fault = f"it has {len(content)} bytes, less than a header"
+    elif magic != 0x803:  # 8: bytes; 3: dimensions
+        fault = f"it starts with 0x{magic:08x}, not 0x00000803"
+    elif tuple(sizes) != shape:
+        fault = "its header says {:,} images of {}x{}".format(*sizes)
+    elif len(content) < length:
+        fault = f"it is truncated to {len(content):,} of {length:,} bytes"
+    elif len(content) > length:
+        fault = f"it is longer than the {length:,} bytes that its header says"
+    else:
+        return torch.frombuffer(content, dtype=torch.uint8, offset=start).reshape(count, 1, 28, 28)
+    raise DataError(f"{path} does not hold {count:,} images of 28x28: {fault}; move it away to download it anew")
+
+
+def _download(class_name: str, data_root: Path, raw: Path) -> None:
+    """Let torchvision download a data set, check it and unpack it in a temporary folder; then move what is missing."""
     datasets = _import_torchvision_datasets()
-    folder = data_root / class_name
     if data_root.exists() and not data_root.is_dir():
         raise DataError(f"the data root {data_root} is not a folder")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            train, test = (
-                getattr(datasets, class_name)(data_root, train=train, download=True) for train in (True, False)
-            )
-    except Exception as error:  # a failed download and a damaged file raise whatever their readers stumble over
+        data_root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=data_root) as temporary:
+            downloaded = Path(getattr(datasets, class_name)(temporary, download=True).raw_folder)
+            raw.mkdir(parents=True, exist_ok=True)
+            for file in downloaded.glob("*-ubyte"):
+                if not _idx_file(raw, file.name).exists():
+                    file.replace(raw / file.name)
+    except Exception as error:  # a failed download raises whatever torchvision stumbles over
         raise DataError(
-            f"{class_name} is not whole in {folder} and could not be downloaded to it: {_first_line(error)}"
+            f"{class_name} is not whole in {raw.parent} and could not be downloaded to it: {_first_line(error)}"
         ) from error
-    for images in (train.data, test.data):
-        if images.dim() != 3 or images.dtype != torch.uint8 or images.numel() == 0:
-            raise DataError(f"the files in {folder} do not hold grey images of 8 bits; delete them to download anew")
-    if train.data.shape[1:] != test.data.shape[1:]:
-        raise DataError(f"the training and the test images in {folder} differ in size; delete them to download anew")
-    return Images(train.data.unsqueeze(1) / 255, test.data.unsqueeze(1) / 255)
 
 
-def _import_torchvision_datasets():
+def _import_torchvision_datasets() -> Any:
     try:
-        import torchvision.datasets
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that an extension for reading files, which is not needed, is missing
+            import torchvision.datasets
     except (ImportError, RuntimeError) as error:  # the latter is what a torchvision built for another torch raises
         raise DataError(
             f"torchvision does not import beside torch {torch.__version__} ({_first_line(error)}); "
@@ -99,18 +238,74 @@ def _import_torchvision_datasets():
     return torchvision.datasets
 
 
+def _split(num_images: int) -> tuple[int, int, int]:
+    """How many of so many images are for training, validation and testing."""
+    num_validation, num_test = math.ceil(num_images / 10), math.ceil(num_images / 5)
+    return num_images - num_validation - num_test, num_validation, num_test
+
+
+def _resized(name: str, images: Tensor, size: int | None) -> Tensor:
+    """Images ``(N, C, H, W)``, bytes or float32, as :func:`load` gives them."""
+    shape = images.shape[1:] if size is None else (images.shape[1], size, size)
+    _require_memory(f"the {len(images):,} images of {name}", len(images), shape)
+    result = torch.empty(len(images), *shape)
+    for place, part in zip(result.split(_CHUNK), images.split(_CHUNK), strict=True):
+        _fill(place, part)
+    return result
+
+
+def _fill(place: Tensor, images: Tensor) -> None:
+    """Write images to a place of their own shape, or else the central square of each, resized to that of the place."""
+    values = images / 255 if images.dtype == torch.uint8 else images
+    if place.shape != images.shape:
+        height, width = images.shape[-2:]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        values = values[..., top : top + side, left : left + side]
+        values = interpolate(values, place.shape[-2:], mode="bilinear", antialias=True)
+        values = values.clamp(0, 1)  # weights that are rounded can add up to a little more than 1
+    place.copy_(values)
+
+
+def _draw(images: Tensor, generator: torch.Generator) -> None:
+    """Replace every value v by 1 with probability v, else by 0."""
+    for part in images.split(_CHUNK):
+        part.copy_(torch.bernoulli(part, generator=generator))
+
+
+def _require_memory(what: str, count: int, shape: Sequence[int]) -> None:
+    needed, available = 4 * count * math.prod(shape), _available_memory()
+    if needed > available:
+        raise DataError(
+            f"{what} take {needed / 2**30:,.1f} GiB at {_size(shape)}, and {available / 2**30:,.1f} GiB of memory are "
+            "free; choose a smaller image size"
+        )
+
+
+def _available_memory() -> float:
+    """Bytes that can be allocated without swapping; infinity where the system does not say as Linux does."""
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return math.inf
+
+
+def _size(shape: Sequence[int]) -> str:
+    """What a message says of the shape ``(C, H, W)``: width and height, as image viewers do."""
+    return f"{shape[-1]}x{shape[-2]}"
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _mnist(data_root: Path) -> Images:
-    """60,000 and 10,000 handwritten digits of 28×28 pixels (LeCun et al., 1998)."""
-    return _torchvision("MNIST", data_root)
-
-
-def _fashion_mnist(data_root: Path) -> Images:
-    """60,000 and 10,000 articles of clothing of 28×28 pixels (Xiao et al., arXiv:1708.07747)."""
-    return _torchvision("FashionMNIST", data_root)
-
-
-DATASETS: dict[str, Callable[[Path], Images]] = {"digits": _digits, "mnist": _mnist, "fashion-mnist": _fashion_mnist}
+DATASETS: dict[str, Callable[[Path, int | None, bool, torch.Generator], Images]] = {
+    "digits": _digits,
+    "mnist": partial(_mnist_like, "MNIST"),
+    "fashion-mnist": partial(_mnist_like, "FashionMNIST"),
+    "folder": _folder,
+}

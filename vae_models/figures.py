@@ -1,46 +1,63 @@
-"""Figures that compare VAEs. Each function returns a :class:`matplotlib.figure.Figure`, without pyplot's global state.
+"""Figures of VAEs. Each function takes tensors and returns a :class:`matplotlib.figure.Figure`, without pyplot's global
+state.
 
-Mappings go from the name of a posterior to what belongs to it, in the order of display.
+Mappings go from the name of a posterior to what belongs to it, in the order of display. Images are of shape
+``(..., C, H, W)`` with one channel or three; values outside [0, 1], such as a Gaussian likelihood's means, are shown as
+the nearest inside.
 """
 
 import io
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-__all__ = ["curves", "png", "reconstructions", "samples"]
+__all__ = ["correlations", "curves", "interpolations", "png", "reconstructions", "samples", "traversals"]
+
+# The names and titles come from users: a dollar sign in them is no formula.
+PLAIN = {"parse_math": False}
 
 
-def curves(train: Mapping[str, Sequence[float]], test: Mapping[str, Sequence[float]], *, title: str) -> Figure:
-    """Negative ELBO by epoch, on the training images dashed and on the test images solid.
+def curves(
+    train: Mapping[str, Sequence[float]],
+    validation: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    label: str = "negative ELBO (nats per image)",
+) -> Figure:
+    """The loss by epoch, on the training images dashed and on the validation images solid.
 
     Args:
         train (mapping): of figures per epoch.
-        test (mapping): the same, for the test images.
+        validation (mapping): the same, for the validation images.
         title (str): above the axes.
+        label (str): of the vertical axis.
     """
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = _figure(7, 4.5, title)
     axes = figure.add_subplot()
     handles = []
-    for i, (name, values) in enumerate(test.items()):
+    for i, (name, values) in enumerate(validation.items()):
         epochs = range(1, len(values) + 1)
         marker = "o" if len(values) == 1 else ""
         axes.plot(epochs, train[name], color=f"C{i}", linestyle="--", linewidth=1, marker=marker, fillstyle="none")
         handles += axes.plot(epochs, values, color=f"C{i}", label=name, marker=marker)
     handles += [
-        Line2D([], [], color="0.4", label="test"),
+        Line2D([], [], color="0.4", label="validation"),
         Line2D([], [], color="0.4", linestyle="--", linewidth=1, label="training"),
     ]
-    axes.set_ylim(*_limits([*train.values(), *test.values()]))
+    axes.set_ylim(*_limits([*train.values(), *validation.values()]))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(title=title, xlabel="epoch", ylabel="negative ELBO (nats per image)")
+    axes.set(xlabel="epoch", ylabel=label)
     axes.grid(alpha=0.3)
-    axes.legend(handles=handles)
+    for text in axes.legend(handles=handles).get_texts():
+        text.set(**PLAIN)
     return figure
 
 
@@ -53,17 +70,18 @@ def _limits(runs: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def samples(images: Mapping[str, Tensor], *, title: str) -> Figure:
-    """Square sheets of samples, side by side.
+    """Sheets of samples, as near to square as their number allows, side by side.
 
     Args:
-        images (mapping): of tensors ``(n, C, H, W)`` in [0, 1], n a square number.
+        images (mapping): of tensors ``(n, C, H, W)``.
         title (str): above the sheets.
     """
-    figure = Figure(figsize=(0.5 + 3 * len(images), 3.5), layout=ConstrainedLayoutEngine(w_pad=0.1))
-    figure.suptitle(title)
-    for axes, (name, sheet) in zip(figure.subplots(1, len(images), squeeze=False)[0], images.items(), strict=True):
-        _show(axes, sheet, columns=round(len(sheet) ** 0.5))
-        axes.set_title(name)
+    rows, columns = _grid(len(images))
+    size = 3 if len(images) > 1 else 4.5
+    figure = _figure(0.5 + size * columns, 0.5 + size * rows, title)
+    for axes, (name, sheet) in _panels(figure, rows, columns, images):
+        _show(axes, sheet, columns=math.ceil(len(sheet) ** 0.5))
+        axes.set_title(name, **PLAIN)
     return figure
 
 
@@ -71,16 +89,70 @@ def reconstructions(originals: Tensor, images: Mapping[str, Tensor], *, title: s
     """A row of originals, and under it a row of reconstructions for every posterior.
 
     Args:
-        originals (Tensor): of shape ``(n, C, H, W)``, in [0, 1].
+        originals (Tensor): of shape ``(n, C, H, W)``.
         images (mapping): of tensors of that shape.
         title (str): above the rows.
     """
-    rows = {"original": originals, **images}
-    figure = Figure(figsize=(9, 0.6 + 8 / len(originals) * len(rows)), layout="constrained")
-    figure.suptitle(title)
-    for axes, (name, row) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
-        _show(axes, row, columns=len(row))
-        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+    rows = torch.stack([each.cpu() for each in (originals, *images.values())])
+    return _table(rows, ["original", *images], title)[0]
+
+
+def traversals(images: Tensor, latents: Sequence[int], values: Sequence[float], *, title: str) -> Figure:
+    """A row for every latent that is moved alone.
+
+    Args:
+        images (Tensor): of shape ``(len(latents), len(values), C, H, W)``, as
+            :func:`vae_models.evaluation.traverse` gives them.
+        latents (sequence of int): the latents, counted from 0. The figure counts from 1.
+        values (sequence of float): what they are set to, which labels the columns.
+        title (str): above the rows.
+    """
+    figure, axes = _table(images, [f"latent {latent + 1}" for latent in latents], title)
+    axes.set_xticks(
+        _centres(len(values), images.shape[-1]), [f"{value:g}".replace("-", "\N{MINUS SIGN}") for value in values]
+    )
+    axes.set_xlabel("value of the latent")
+    return figure
+
+
+def interpolations(first: Tensor, images: Tensor, second: Tensor, *, title: str) -> Figure:
+    """A row for every pair of images: the first, what lies between them, and the second.
+
+    Args:
+        first, second (Tensor): of shape ``(n, C, H, W)``.
+        images (Tensor): of shape ``(n, steps, C, H, W)``, as :func:`vae_models.evaluation.interpolate` gives them.
+        title (str): above the rows.
+    """
+    first, second = (each.cpu().unsqueeze(1) for each in (first, second))
+    blank = torch.ones_like(first)
+    rows = torch.cat([first, blank, images.cpu(), blank, second], dim=1)
+    figure, axes = _table(rows, [""] * len(rows), title)
+    centres = _centres(rows.shape[1], images.shape[-1])
+    middle = (centres[0] + centres[-1]) / 2
+    axes.set_xticks([centres[0], middle, centres[-1]], ["original", "decoded between posterior means", "original"])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    return figure
+
+
+def correlations(matrices: Mapping[str, Tensor], *, title: str) -> Figure:
+    """Heat maps of correlation matrices on one scale from -1 to 1.
+
+    Args:
+        matrices (mapping): of tensors ``(d, d)``, as :func:`vae_models.evaluation.mean_correlation` gives them.
+        title (str): above the heat maps.
+    """
+    rows, columns = _grid(len(matrices))
+    size = 2.8 if len(matrices) > 1 else 4.5
+    figure = _figure(1.3 + size * columns, 0.5 + size * rows, title)
+    for axes, (name, matrix) in _panels(figure, rows, columns, matrices):
+        extent = (0.5, len(matrix) + 0.5, len(matrix) + 0.5, 0.5)  # latents are counted from 1
+        image = axes.imshow(matrix.cpu().numpy(), cmap="RdBu_r", vmin=-1, vmax=1, extent=extent)
+        axes.set_title(name, **PLAIN)
+        axes.set(xlabel="latent", ylabel="latent")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=5))
+    figure.colorbar(image, ax=figure.axes, label="correlation", shrink=0.8, ticks=[-1, -0.5, 0, 0.5, 1])
     return figure
 
 
@@ -91,12 +163,51 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _show(axes, images: Tensor, columns: int) -> None:
+def _figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of that size in inches."""
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
+    figure.suptitle(textwrap.fill(title, int(10 * width)), **PLAIN)  # ten characters or more to an inch
+    return figure
+
+
+def _grid(n: int) -> tuple[int, int]:
+    """Rows and columns for n panels, at most three side by side."""
+    rows = math.ceil(n / 3)
+    return rows, math.ceil(n / rows)
+
+
+def _panels(figure: Figure, rows: int, columns: int, contents: Mapping[str, Tensor]):
+    """Pairs of axes and an entry of the mapping; axes that are left over are removed."""
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels[len(contents) :]:
+        axes.remove()
+    return zip(panels, contents.items(), strict=False)
+
+
+def _table(images: Tensor, names: Sequence[str], title: str) -> tuple[Figure, Axes]:
+    """Rows of images ``(rows, columns, C, H, W)``, with a name to the left of each, on the one axes of a figure."""
+    rows, columns, _, height, width = images.shape
+    figure = _figure(9, 0.8 + 8 / columns * rows * height / width, title)
+    axes = figure.add_subplot()
+    _show(axes, images.flatten(0, 1), columns=columns)
+    axes.set_yticks(_centres(rows, height), names, **PLAIN)
+    axes.tick_params(length=0)
+    return figure, axes
+
+
+def _centres(n: int, size: int) -> list[float]:
+    """Where the centres of n images of that size are, on a sheet with a line between them."""
+    return [i * (size + 1) + (size - 1) / 2 for i in range(n)]
+
+
+def _show(axes: Axes, images: Tensor, columns: int) -> None:
     """Draw images ``(n, C, H, W)`` as a sheet with so many columns and white lines between them."""
     n, channels, height, width = images.shape
-    padded = torch.nn.functional.pad(images.float(), (0, 1, 0, 1), value=1.0)
-    sheet = padded.reshape(n // columns, columns, channels, height + 1, width + 1).permute(0, 3, 1, 4, 2)
-    sheet = sheet.reshape(n // columns * (height + 1), columns * (width + 1), channels)[:-1, :-1]
+    rows = math.ceil(n / columns)
+    sheet = torch.ones(rows * columns, channels, height + 1, width + 1)
+    sheet[:n, :, :-1, :-1] = images.detach().cpu().float().clamp(0, 1)
+    sheet = sheet.reshape(rows, columns, channels, height + 1, width + 1).permute(0, 3, 1, 4, 2)
+    sheet = sheet.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
     axes.imshow(sheet.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

@@ -4,7 +4,7 @@ r"""Posterior heads: modules from features, of shape ``(N, num_features)``, to a
 A scale is :math:`e^{v/2}` of a linear log-variance v, as in Kingma & Welling (arXiv:1312.6114): the divergence from a
 standard normal then holds v by :math:`\tfrac12 (e^v - v - 1)`, whose gradient in v is finite on both sides. A
 correlation is :math:`\tanh \alpha` of a linear :math:`\alpha`, and the divergence holds :math:`\alpha` by
-:math:`\log\cosh\alpha` per pair.
+:math:`\log\cosh\alpha` per pair. The parts that correlate start at zero where that is the diagonal posterior.
 
 Note:
     Nothing is clamped, and the distributions do not validate their parameters. Every finite :math:`\alpha` is valid,
@@ -15,12 +15,13 @@ Note:
 from collections.abc import Callable
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from ar1_dist import AR1Normal
 
-__all__ = ["AR1", "POSTERIORS", "Diagonal", "Markov"]
+__all__ = ["AR1", "POSTERIORS", "Diagonal", "Full", "LowRank", "Markov"]
 
 
 class Diagonal(nn.Module):
@@ -28,8 +29,8 @@ class Diagonal(nn.Module):
 
     def __init__(self, num_features: int, latent_dim: int) -> None:
         super().__init__()
-        self.loc = nn.Linear(num_features, latent_dim)
-        self.log_variance = nn.Linear(num_features, latent_dim)
+        self.loc = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, latent_dim)
 
     def forward(self, features: Tensor) -> TorchDistributionMixin:
         scale = (0.5 * self.log_variance(features)).exp()
@@ -43,9 +44,9 @@ class AR1(nn.Module):
 
     def __init__(self, num_features: int, latent_dim: int) -> None:
         super().__init__()
-        self.loc = nn.Linear(num_features, latent_dim)
-        self.log_variance = nn.Linear(num_features, 1)
-        self.atanh_rho = nn.Linear(num_features, 1)
+        self.loc = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, 1)
+        self.atanh_rho = _linear(num_features, 1)
 
     def forward(self, features: Tensor) -> TorchDistributionMixin:
         scale = (0.5 * self.log_variance(features)).exp()
@@ -58,16 +59,71 @@ class Markov(nn.Module):
 
     def __init__(self, num_features: int, latent_dim: int) -> None:
         super().__init__()
-        self.loc = nn.Linear(num_features, latent_dim)
-        self.log_variance = nn.Linear(num_features, latent_dim)
+        self.loc = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, latent_dim)
         # With one latent there is no pair; AR1Normal then ignores the correlation.
-        self.atanh_rho = nn.Linear(num_features, max(latent_dim - 1, 1))
-        nn.init.zeros_(self.atanh_rho.weight)
-        nn.init.zeros_(self.atanh_rho.bias)
+        self.atanh_rho = _linear(num_features, max(latent_dim - 1, 1), zero=True)
 
     def forward(self, features: Tensor) -> TorchDistributionMixin:
         scale = (0.5 * self.log_variance(features)).exp()
         return AR1Normal(self.loc(features), scale, atanh_rho=self.atanh_rho(features), validate_args=False)
 
 
-POSTERIORS: dict[str, Callable[[int, int], nn.Module]] = {"diagonal": Diagonal, "ar1": AR1, "markov": Markov}
+class LowRank(nn.Module):
+    r"""Covariance :math:`W W^\top + \operatorname{diag}(e^v)` with W of d rows and ``rank`` columns: factor analysis of
+    the posterior."""
+
+    def __init__(self, num_features: int, latent_dim: int, rank: int = 1) -> None:
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        super().__init__()
+        self.loc = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, latent_dim)
+        self.factor = _linear(num_features, latent_dim * rank)
+        self.shape = (latent_dim, rank)
+
+    def forward(self, features: Tensor) -> TorchDistributionMixin:
+        factor = self.factor(features).unflatten(-1, self.shape)
+        variance = self.log_variance(features).exp()
+        return dist.LowRankMultivariateNormal(self.loc(features), factor, variance, validate_args=False)
+
+
+class Full(nn.Module):
+    """Any covariance, by its lower Cholesky factor: a scale per coordinate on the diagonal and a linear unit for each
+    entry below it. Training starts with zeros there, the diagonal posterior."""
+
+    below: Tensor
+
+    def __init__(self, num_features: int, latent_dim: int) -> None:
+        super().__init__()
+        self.loc = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, latent_dim)
+        # With one latent there is nothing below the diagonal, but torch's layers have no zero outputs.
+        self.off_diagonal = _linear(num_features, max(latent_dim * (latent_dim - 1) // 2, 1), zero=True)
+        self.register_buffer("below", torch.tril_indices(latent_dim, latent_dim, -1), persistent=False)
+
+    def forward(self, features: Tensor) -> TorchDistributionMixin:
+        scale_tril = torch.diag_embed((0.5 * self.log_variance(features)).exp())
+        rows, columns = self.below
+        scale_tril[..., rows, columns] = self.off_diagonal(features)[..., : len(rows)].to(scale_tril.dtype)
+        return dist.MultivariateNormal(self.loc(features), scale_tril=scale_tril, validate_args=False)
+
+
+def _linear(num_features: int, size: int, *, zero: bool = False) -> nn.Linear:
+    """A linear layer with Xavier's weights (Glorot & Bengio, 2010), or with zeros, and without bias at first."""
+    layer = nn.Linear(num_features, size)
+    if zero:
+        nn.init.zeros_(layer.weight)
+    else:
+        nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+POSTERIORS: dict[str, Callable[..., nn.Module]] = {
+    "diagonal": Diagonal,
+    "ar1": AR1,
+    "markov": Markov,
+    "low_rank": LowRank,
+    "full": Full,
+}

@@ -2,105 +2,327 @@
 
 import contextlib
 import logging
+import math
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pyro
 import torch
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
 from rich.progress import Progress, TaskID
 from torch import Tensor
+from torch.distributions import kl_divergence
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from vae_models.data import Images, batches
+from vae_models.config import Config
+from vae_models.data import Images
 from vae_models.vae import VAE
 
-__all__ = ["History", "ProgressLine", "VAEModule", "fit", "negative_elbo"]
+__all__ = ["History", "ImageData", "ProgressLine", "ShardedBatches", "VAEModule", "fit", "loss_per_image"]
+
+# Validation images per step, over all devices together.
+_VALIDATION_BATCH = 500
 
 
-def negative_elbo(vae: VAE, x: Tensor) -> Tensor:
-    r"""The negative evidence lower bound in nats, averaged over the images of x, with one sample per image,
+def loss_per_image(vae: VAE, x: Tensor) -> Tensor:
+    """The VAE's objective in nats, to be minimised, averaged over the images of x, with one latent vector for each.
 
-    .. math:: \frac1N \sum_n \big( -\log p(x_n \mid z_n) + \operatorname{KL}(q(z \mid x_n) \Vert p(z)) \big),
-        \qquad z_n \sim q(z \mid x_n),
-
-    from :class:`pyro.infer.TraceMeanField_ELBO`, in a parameter store of its own: any number of VAEs may be trained
-    in one process.
+    It is the loss of :class:`pyro.infer.TraceMeanField_ELBO`, in a parameter store of its own: any number of VAEs may
+    be trained in one process. The posterior must have a divergence from the prior in closed form. Pyro's checks of
+    model and guide, which take time in every step, are off.
     """
-    with pyro.get_param_store().scope():
-        return TraceMeanField_ELBO().differentiable_loss(vae.model, vae.guide, x) / len(x)
+    with pyro.validation_enabled(False), pyro.get_param_store().scope():
+        return _ClosedFormELBO().differentiable_loss(vae.model, vae.guide, x) / len(x)
+
+
+class _ClosedFormELBO(TraceMeanField_ELBO):
+    """Without the densities of the latent vectors, which Pyro computes and, beside a closed form, does not use."""
+
+    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+        model_trace.compute_log_prob(lambda name, site: site["is_observed"])
+        return model_trace, guide_trace
 
 
 class VAEModule(pl.LightningModule):
-    """Training of a VAE by Adam (arXiv:1412.6980) on its negative ELBO per image.
+    """Training of a VAE by Adam (arXiv:1412.6980) on its objective per image.
+
+    It logs per epoch, in nats per image, ``train_loss``, the objective as the parameters moved through the epoch, and
+    of the validation images ``validation_negative_elbo``, ``validation_reconstruction`` and ``validation_kl``, whatever
+    the objective.
 
     Args:
-        vae (VAE): what to train, in place.
-        learning_rate (float): Adam's.
+        vae (VAE): what to train, in place. Its ``beta`` follows the objective's warm-up.
+        learning_rate (float): Adam's, at first.
+        plateau_patience (int): epochs without a better validation loss after which the learning rate is divided by 10,
+            or None for a constant one.
 
     Raises:
-        FloatingPointError: as soon as a loss is NaN or infinite.
+        FloatingPointError: as soon as a loss is NaN or infinite, or a posterior can't be factorised because of NaN.
     """
 
-    def __init__(self, vae: VAE, learning_rate: float = 1e-3) -> None:
+    def __init__(self, vae: VAE, learning_rate: float = 1e-3, plateau_patience: int | None = None) -> None:
         super().__init__()
         self.vae = vae
         self.learning_rate = learning_rate
+        self.plateau_patience = plateau_patience
 
-    def training_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, "train_negative_elbo")
-
-    def validation_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, "test_negative_elbo")
-
-    def _step(self, batch: tuple[Tensor], name: str) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         (x,) = batch
-        loss = negative_elbo(self.vae, x)
-        if not loss.isfinite():
-            raise FloatingPointError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, after {self.global_step} steps"
-            )
-        self.log(name, loss, on_step=False, on_epoch=True, batch_size=len(x))
-        return loss
+        self.vae.beta = self.vae.objective.beta_at(self.current_epoch + batch_idx / self.trainer.num_training_batches)
+        with self._finite("training") as losses:
+            losses.append(loss_per_image(self.vae, x))
+        self._log_mean("train_loss", losses[0], x)
+        return losses[0]
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        (x,) = batch
+        with self._finite("validation") as losses:
+            q = self.vae.encode(x)
+            reconstruction = -self.vae.decode(q.rsample()).log_prob(x).mean()
+            kl = kl_divergence(q, self.vae.prior).mean()
+            losses.append(reconstruction + kl)
+        self._log_mean("validation_negative_elbo", losses[0], x)
+        self._log_mean("validation_reconstruction", reconstruction, x)
+        self._log_mean("validation_kl", kl, x)
+
+    @contextlib.contextmanager
+    def _finite(self, kind: str) -> Iterator[list[Tensor]]:
+        """See that the loss that is put on the list is finite, on every device: they stop together or not at all."""
+        losses: list[Tensor] = []
+        try:
+            yield losses
+            problem = "" if losses[0].isfinite() else f"is {losses[0].item()}"
+        except torch.linalg.LinAlgError as error:
+            problem = f"can't be computed: {str(error).splitlines()[0]}"
+        if not self.trainer.strategy.reduce_boolean_decision(not problem):
+            problem = problem or "of another process is not finite"
+            where = f"in epoch {self.current_epoch + 1}, after {self.global_step} steps"
+            raise FloatingPointError(f"the {kind} loss {problem}, {where}")
+
+    def _log_mean(self, name: str, value: Tensor, x: Tensor) -> None:
+        # The weight is a float because Lightning averages the counts of several processes in integers, if they are.
+        weight: Any = float(len(x))
+        self.log(name, value.float(), on_step=False, on_epoch=True, sync_dist=True, batch_size=weight)
+
+    def on_train_epoch_end(self) -> None:
+        scheduler, loss = self.lr_schedulers(), self.trainer.callback_metrics.get("validation_negative_elbo")
+        if isinstance(scheduler, ReduceLROnPlateau) and loss is not None:
+            scheduler.step(loss)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Nothing. Lightning calls this after it wrote the epoch's checkpoint, so that a resumed run would miss a
+        step; :meth:`on_train_epoch_end` comes before."""
+
+    def on_train_end(self) -> None:
+        self.vae.beta = self.vae.objective.beta
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+        if self.plateau_patience is None:
+            return optimizer
+        scheduler = ReduceLROnPlateau(optimizer, factor=0.1, patience=self.plateau_patience)
+        monitor = {"scheduler": scheduler, "monitor": "validation_negative_elbo", "strict": False}
+        return {"optimizer": optimizer, "lr_scheduler": monitor}
+
+
+class ShardedBatches(Sampler[Tensor]):
+    """Indices of batches, each shared out between the processes of a distributed run.
+
+    Every index is in exactly one batch of one process. The sizes of the batches differ by 1 at most, and so do a
+    batch's shares: no step is taken on a few left-over images, all processes take equally many steps, and the images of
+    a step are the same for any number of processes.
+
+    Example:
+
+        >>> [index.tolist() for index in ShardedBatches(7, 3)]
+        [[0, 1, 2], [3, 4], [5, 6]]
+        >>> [index.tolist() for index in ShardedBatches(7, 3, rank=1, world_size=2)]
+        [[2], [4], [6]]
+
+    Args:
+        size (int): number of images.
+        batch_size (int): greatest number of images per step, over all processes together.
+        seed (int): of the order, which is another one in every epoch, or None for the natural order.
+        rank (int): which process.
+        world_size (int): number of processes.
+
+    Raises:
+        ValueError: if there are fewer images in a batch than processes.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, *, seed: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.size = size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.num_batches = math.ceil(size / batch_size)
+        self.epoch = 0
+        if size // max(self.num_batches, 1) < world_size:
+            raise ValueError(f"{size} images in batches of {batch_size} can't be shared by {world_size} processes")
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.seed is None:
+            order = torch.arange(self.size)
+        else:
+            generator = torch.Generator().manual_seed(_derived_seed(self.seed, _Stream.ORDER, self.epoch))
+            order = torch.randperm(self.size, generator=generator)
+        for batch in order.tensor_split(self.num_batches):
+            yield batch.tensor_split(self.world_size)[self.rank]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order. Lightning calls this."""
+        self.epoch = epoch
+
+
+class ImageData(pl.LightningDataModule):
+    """Images in memory, shuffled anew every epoch and shared out between the processes by :class:`ShardedBatches`.
+
+    Args:
+        images (Images): whose training and validation images are used.
+        batch_size (int): greatest number of training images per step, over all processes together.
+        seed (int): of the order of the training images.
+        binarize (bool): draw every training image anew from its grey values whenever it is used.
+
+    Note:
+        A trainer of one's own needs ``use_distributed_sampler=False``.
+    """
+
+    def __init__(self, images: Images, batch_size: int = 128, *, seed: int = 0, binarize: bool = False) -> None:
+        super().__init__()
+        self.images = images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.binarize = binarize
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.images.train, self.batch_size, self.seed)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.images.validation, _VALIDATION_BATCH, None)
+
+    def _loader(self, images: Tensor, batch_size: int, seed: int | None) -> DataLoader:
+        assert self.trainer is not None
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        batches = ShardedBatches(len(images), batch_size, seed=seed, rank=rank, world_size=world_size)
+        # A batch is one indexing of the tensor. The loader draws a seed for workers, which it has none of, and gets
+        # a generator for that: the noise must not depend on how often Lightning makes an iterator.
+        return DataLoader(TensorDataset(images), sampler=batches, batch_size=None, generator=torch.Generator())
+
+    def on_after_batch_transfer(self, batch: Sequence[Tensor], dataloader_idx: int) -> Sequence[Tensor]:
+        assert self.trainer is not None
+        return [torch.bernoulli(x) for x in batch] if self.binarize and self.trainer.training else batch
+
+
+class _Stream(IntEnum):
+    """What a seed is derived for."""
+
+    ORDER = 0
+    TRAINING_NOISE = 1
+    VALIDATION_NOISE = 2
+
+
+def _derived_seed(seed: int, stream: _Stream, *numbers: int) -> int:
+    """A seed for one use of many. Unlike sums of numbers, hashes don't collide."""
+    return int(np.random.SeedSequence((seed, stream, *numbers)).generate_state(1, np.uint64)[0])
+
+
+class EpochSeeds(Callback):
+    """Noise that depends on the seed, the epoch and the process alone, and not on what went before: a run that is
+    resumed after an epoch draws what a run that was never stopped draws. The noise of the validation is the same in all
+    epochs, so that epochs compare.
+
+    Args:
+        seed (int): of the noise, which comes from torch's global generators.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        torch.manual_seed(_derived_seed(self.seed, _Stream.TRAINING_NOISE, trainer.global_rank, trainer.current_epoch))
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        torch.manual_seed(_derived_seed(self.seed, _Stream.VALIDATION_NOISE, trainer.global_rank))
 
 
 class History(Callback):
-    """Figures of every finished epoch.
+    """Figures of every finished epoch. They are part of Lightning's checkpoints.
 
     Attributes:
-        train (list of float): mean negative ELBO of the training images, as the parameters moved through the epoch.
-        test (list of float): mean negative ELBO of the test images at its end.
-        seconds (list of float): wall time of its training steps, without the test.
+        rows (list of dict): by epoch, ``epoch``, counted from 1; what :class:`VAEModule` logs; ``learning_rate``, that
+            of the epoch; and ``seconds``, the wall time of its training steps, without the validation.
     """
 
+    COLUMNS = (
+        "epoch",
+        "train_loss",
+        "validation_negative_elbo",
+        "validation_reconstruction",
+        "validation_kl",
+        "learning_rate",
+        "seconds",
+    )
+
     def __init__(self) -> None:
-        self.train: list[float] = []
-        self.test: list[float] = []
-        self.seconds: list[float] = []
+        self.rows: list[dict[str, float]] = []
+
+    def column(self, name: str) -> list[float]:
+        """One of :data:`COLUMNS`, by epoch."""
+        return [row[name] for row in self.rows]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.perf_counter()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seconds.append(time.perf_counter() - self._start)
+        self._seconds = time.perf_counter() - self._start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.train.append(trainer.callback_metrics["train_negative_elbo"].item())
-        self.test.append(trainer.callback_metrics["test_negative_elbo"].item())
+        figures = {name: trainer.callback_metrics[name].item() for name in self.COLUMNS[1:-2]}
+        rate = float(trainer.optimizers[0].param_groups[0]["lr"])  # the module reduces it after this
+        epoch = trainer.current_epoch + 1
+        self.rows.append({"epoch": epoch, **figures, "learning_rate": rate, "seconds": self._seconds})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+
+class ResumableEarlyStopping(EarlyStopping):
+    """Lightning's, but a run that is resumed from the checkpoint of the epoch in which it was to stop does stop."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
 class ProgressLine(ProgressBar):
     """A whole run as one line of a :class:`rich.progress.Progress`, which can so show several runs.
 
     Args:
-        progress (Progress): its columns may show the fields ``epoch`` and ``loss``, which are strings.
+        progress (Progress): its columns may show the fields ``epoch`` and ``loss``, which are strings. It is started
+            with the training if it is not yet, so that nothing is shown of a run that fails before.
         task (TaskID): the line, not started.
     """
 
@@ -111,14 +333,16 @@ class ProgressLine(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert trainer.max_epochs is not None
+        batches = int(trainer.num_training_batches)
+        self._progress.start()
         self._progress.start_task(self._task)
-        self._progress.update(self._task, total=trainer.max_epochs * trainer.num_training_batches)
+        self._progress.update(self._task, total=trainer.max_epochs * batches, completed=trainer.current_epoch * batches)
 
     def on_train_batch_end(self, *args, **kwargs) -> None:
         self._progress.advance(self._task)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loss = trainer.callback_metrics["test_negative_elbo"].item()
+        loss = trainer.callback_metrics["validation_negative_elbo"].item()
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self._progress.update(self._task, epoch=epoch, loss=f"loss {loss:.2f}")
 
@@ -132,53 +356,69 @@ class ProgressLine(ProgressBar):
 def fit(
     vae: VAE,
     images: Images,
+    config: Config,
     *,
-    epochs: int,
-    seed: int = 0,
-    batch_size: int = 128,
-    learning_rate: float = 1e-3,
     callbacks: Sequence[Callback] = (),
+    checkpoint: Path | None = None,
+    **trainer_options: Any,
 ) -> History:
-    """Train a VAE, in place, with the settings of the paper's vanilla VAE.
+    """Train a VAE, in place, for its objective. Nothing is written but by the callbacks.
+
+    Example:
+
+        >>> from vae_models.data import load
+        >>> config = Config(epochs=2, posterior="markov")
+        >>> vae = VAE.build((1, 8, 8), **config.vae_arguments())
+        >>> history = fit(vae, load("digits"), config)
+        >>> history.column("epoch")
+        [1, 2]
 
     Args:
-        vae (VAE): what to train.
-        images (Images): after every epoch the bound is taken on the test images too. Nothing is chosen by it.
-        epochs (int): how often to go over the training images.
-        seed (int): of the order of the images. The noise comes from torch's global generator.
-        batch_size (int): images per step.
-        learning_rate (float): Adam's.
+        vae (VAE): what to train. Afterwards it is in evaluation mode.
+        images (Images): the training images are trained on. After every epoch the bound is taken on the validation
+            images, on which the learning rate and early stopping depend.
+        config (Config): ``epochs``, ``batch_size``, ``learning_rate``, ``plateau_patience``, ``early_stopping``,
+            ``gradient_clip``, ``binarize`` and ``seed`` are used. The seed is that of the order of the images and the
+            noise. Torch's global generator on the CPU is left as it was.
         callbacks (sequence of Callback): further Lightning callbacks, such as :class:`ProgressLine`.
+        checkpoint (Path): a checkpoint of Lightning's to go on from.
+        trainer_options: further arguments of Lightning's Trainer: ``accelerator``, ``devices`` (1 by default),
+            ``num_nodes``, ``strategy``, ``precision``, ``plugins``, ``logger``, ...
 
     Raises:
         FloatingPointError: as soon as a loss is NaN or infinite.
+        KeyboardInterrupt: on Ctrl-C.
     """
     history = History()
-    with _quiet_lightning():
-        trainer = pl.Trainer(
-            max_epochs=epochs,
-            devices=1,
-            callbacks=[history, *callbacks],
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-            num_sanity_val_steps=0,
-        )
-        _fit_interruptibly(
-            trainer,
-            VAEModule(vae, learning_rate),
-            batches(images.train, batch_size, generator=torch.Generator().manual_seed(seed)),
-            batches(images.test, 1000),
-        )
+    all_callbacks = [history, EpochSeeds(config.seed), *callbacks]
+    if config.early_stopping is not None:
+        all_callbacks.append(ResumableEarlyStopping("validation_negative_elbo", patience=config.early_stopping))
+    defaults = {
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": any(isinstance(each, pl.callbacks.Checkpoint) for each in callbacks),
+        "enable_model_summary": False,
+        "enable_progress_bar": any(isinstance(each, ProgressBar) for each in callbacks),
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # ImageData shares the images out
+        "gradient_clip_val": config.gradient_clip,
+        "max_epochs": config.epochs,
+        "callbacks": all_callbacks,
+    }
+    data = ImageData(images, config.batch_size, seed=config.seed, binarize=config.binarize == "dynamic")
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        trainer = pl.Trainer(**(defaults | trainer_options))
+        module = VAEModule(vae.train(), config.learning_rate, config.plateau_patience)
+        _fit_interruptibly(trainer, module, datamodule=data, ckpt_path=checkpoint)
+    vae.eval()
     return history
 
 
-def _fit_interruptibly(trainer: pl.Trainer, *args) -> None:
+def _fit_interruptibly(trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
     """``trainer.fit``, but Ctrl-C is a KeyboardInterrupt: Lightning exits with code 1 and ignores further ones."""
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(*args)
+        trainer.fit(*args, **kwargs)
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
@@ -187,16 +427,17 @@ def _fit_interruptibly(trainer: pl.Trainer, *args) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Without Lightning's remarks on hardware and workers, and Pyro's on a loss that is NaN, which is an error here."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=PossibleUserWarning)
             warnings.filterwarnings("ignore", module="lightning")  # its use of what torch has deprecated
-            warnings.filterwarnings("ignore", message="Encountered (NaN|inf)", category=UserWarning)
+            warnings.filterwarnings("ignore", message="Encountered NaN", category=UserWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,15 +1,24 @@
 """The variational auto-encoder as a Pyro model and guide."""
 
+import dataclasses
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.params.param_store import param_with_module_name
 from torch import Tensor, nn
 
+from vae_models.files import FileError, read_json, write_json, write_whole
+from vae_models.likelihoods import LIKELIHOODS, Bernoulli
 from vae_models.networks import NETWORKS
+from vae_models.objectives import Objective, mmd
 from vae_models.posteriors import POSTERIORS
 
 __all__ = ["VAE"]
@@ -20,11 +29,12 @@ class VAE(nn.Module):
 
     .. math::
 
-        z \sim \mathcal{N}(0, I_d), \qquad x \mid z \sim \prod_i \operatorname{Bernoulli}(x_i; \pi_i(z)), \qquad
+        z \sim \mathcal{N}(0, I_d), \qquad x \mid z \sim \mathrm{likelihood}(\mathrm{decoder}(z)), \qquad
         q(z \mid x) = \mathrm{posterior}(\mathrm{encoder}(x)),
 
-    trained by the evidence lower bound :math:`\mathbb{E}_q \log p(x \mid z) - \operatorname{KL}(q(z \mid x) \Vert
-    p(z))`. The prior is such that :class:`pyro.infer.TraceMeanField_ELBO` finds the divergence in closed form.
+    trained by an objective of the form :math:`\mathbb{E}_q \log p(x \mid z) - \beta \operatorname{KL}(q(z \mid x)
+    \Vert p(z)) - \gamma \operatorname{MMD}^2(q(z), p(z))`, by default the evidence lower bound. The prior is such that
+    :class:`pyro.infer.TraceMeanField_ELBO` finds the divergence in closed form for every posterior.
 
     Example:
 
@@ -40,54 +50,153 @@ class VAE(nn.Module):
     Args:
         encoder (Module): from images ``(N, C, H, W)`` to features ``(N, num_features)``.
         posterior (Module): from features to a distribution over the latent vector, of batch shape ``(N,)``.
-        decoder (Module): from latent vectors ``(N, latent_dim)`` to logits ``(N, C, H, W)``.
+        decoder (Module): from latent vectors ``(N, latent_dim)`` to the likelihood's parameter ``(N, C, H, W)``.
         latent_dim (int): d.
-
-    Note:
-        Images are grey values in [0, 1], and the Bernoulli log-likelihood is used on them as it is, as in the ρ-VAE
-        paper (arXiv:1909.06236): :math:`x \log \pi + (1 - x) \log(1 - \pi)`. On values between 0 and 1 it is not
-        normalised, so that its bounds compare with each other but not with those on binarised images.
+        likelihood (Module): from that to a distribution over images; the Bernoulli by default.
+        objective (Objective): what ``model`` and ``guide`` train. Their current weight of the divergence is the
+            attribute ``beta``, which a warm-up may set.
 
     Note:
         ``model`` and ``guide`` register their parameters in Pyro's parameter store, which is global, under
-        ``encoder``, ``posterior`` and ``decoder``. A store that already holds another VAE's raises ``RuntimeError``:
-        Pyro would go on to train those. Call :func:`pyro.clear_param_store` between two VAEs, or keep each in its
-        own ``with pyro.get_param_store().scope():``.
+        ``encoder``, ``posterior``, ``decoder`` and ``likelihood``. A store that already holds another VAE's raises
+        ``RuntimeError``: Pyro would go on to train those. Call :func:`pyro.clear_param_store` between two VAEs, or
+        keep each in its own ``with pyro.get_param_store().scope():``.
+
+    Note:
+        Networks with batch normalisation depend on the mode, as everywhere in torch: call ``eval()`` before ``sample``,
+        ``reconstruct`` and ``log_likelihood``.
     """
 
     prior_loc: Tensor
 
-    def __init__(self, encoder: nn.Module, posterior: nn.Module, decoder: nn.Module, latent_dim: int) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        posterior: nn.Module,
+        decoder: nn.Module,
+        latent_dim: int,
+        *,
+        likelihood: nn.Module | None = None,
+        objective: Objective | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.posterior = posterior
         self.decoder = decoder
+        self.likelihood = Bernoulli() if likelihood is None else likelihood
+        self.objective = Objective() if objective is None else objective
+        self.beta = self.objective.beta
+        self.config: dict[str, Any] | None = None
         self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
 
     @classmethod
     def build(
-        cls, image_shape: tuple[int, int, int], *, posterior: str = "ar1", latent_dim: int = 20, network: str = "mlp"
+        cls,
+        image_shape: tuple[int, int, int],
+        *,
+        latent_dim: int = 20,
+        network: str = "mlp",
+        network_options: Mapping[str, Any] | None = None,
+        posterior: str = "ar1",
+        posterior_options: Mapping[str, Any] | None = None,
+        likelihood: str = "bernoulli",
+        likelihood_options: Mapping[str, Any] | None = None,
+        objective: Objective | None = None,
     ) -> "VAE":
-        """A VAE out of named parts.
+        """A VAE out of named parts, which can be saved by :meth:`save_pretrained`.
 
         Args:
             image_shape (tuple of int): ``(C, H, W)``.
-            posterior (str): one of :data:`vae_models.posteriors.POSTERIORS`.
             latent_dim (int): size of the latent vector.
             network (str): one of :data:`vae_models.networks.NETWORKS`.
+            posterior (str): one of :data:`vae_models.posteriors.POSTERIORS`.
+            likelihood (str): one of :data:`vae_models.likelihoods.LIKELIHOODS`.
+            network_options, posterior_options, likelihood_options (mapping): further arguments of the part, such as
+                ``{"hidden": 200}``, ``{"rank": 2}`` or ``{"learn_scale": True}``.
+            objective (Objective): the evidence lower bound by default.
 
         Raises:
-            ValueError: if a name is unknown.
+            ValueError: if a name or an option is unknown, or the network can't take the images.
 
         Note:
             Under one seed, VAEs that differ in the posterior alone start with the same encoder, decoder and means.
         """
-        if posterior not in POSTERIORS:
-            raise ValueError(f"unknown posterior {posterior!r}; choose from {', '.join(POSTERIORS)}")
-        if network not in NETWORKS:
-            raise ValueError(f"unknown network {network!r}; choose from {', '.join(NETWORKS)}")
-        encoder, decoder, num_features = NETWORKS[network](image_shape, latent_dim)
-        return cls(encoder, POSTERIORS[posterior](num_features, latent_dim), decoder, latent_dim)
+        network_options, posterior_options, likelihood_options = (
+            dict(options or {}) for options in (network_options, posterior_options, likelihood_options)
+        )
+        image_shape = (image_shape[0], image_shape[1], image_shape[2])
+        encoder, decoder, num_features = _part("network", NETWORKS, network, network_options, image_shape, latent_dim)
+        vae = cls(
+            encoder,
+            _part("posterior", POSTERIORS, posterior, posterior_options, num_features, latent_dim),
+            decoder,
+            latent_dim,
+            likelihood=_part("likelihood", LIKELIHOODS, likelihood, likelihood_options),
+            objective=objective,
+        )
+        vae.config = {
+            "image_shape": list(image_shape),
+            "latent_dim": latent_dim,
+            "network": network,
+            "network_options": network_options,
+            "posterior": posterior,
+            "posterior_options": posterior_options,
+            "likelihood": likelihood,
+            "likelihood_options": likelihood_options,
+            "objective": dataclasses.asdict(vae.objective),
+        }
+        return vae
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write ``config.json``, whose entry ``"vae"`` says how to build the VAE and whose others are kept, and
+        ``model.safetensors`` to a folder, which is made if it is not there.
+
+        Raises:
+            FileError: if they can't be written.
+            ValueError: if the VAE was not made by :meth:`build`.
+        """
+        from safetensors.torch import save
+
+        if self.config is None:
+            raise ValueError("only a VAE made by VAE.build can be saved: its parts have names")
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot make the folder {folder}: {error.strerror}") from error
+        config = folder / "config.json"
+        write_json(config, {**(read_json(config) if config.exists() else {}), "vae": self.config})
+        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        write_whole(folder / "model.safetensors", save(state))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> "VAE":
+        """The VAE that :meth:`save_pretrained` wrote to a folder, in evaluation mode. Nothing in it is executed.
+
+        Raises:
+            FileError: if a file is missing, damaged or belongs to another VAE; the message names it.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        config_file, weights_file = Path(folder) / "config.json", Path(folder) / "model.safetensors"
+        try:
+            config = dict(read_json(config_file)["vae"])
+            objective = Objective(**config.pop("objective"))
+            vae = cls.build(config.pop("image_shape"), objective=objective, **config)
+        except FileError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise FileError(f"{config_file} does not describe a VAE: {error}") from error
+        try:
+            vae.load_state_dict(load(weights_file.read_bytes()))
+        except FileNotFoundError:
+            raise FileError(f"{weights_file} does not exist") from None
+        except (OSError, SafetensorError) as error:
+            raise FileError(f"{weights_file} is damaged: {error}") from error
+        except RuntimeError as error:
+            raise FileError(f"{weights_file} does not fit the VAE that {config_file} describes") from error
+        return vae.eval()
 
     @property
     def prior(self) -> TorchDistributionMixin:
@@ -96,27 +205,38 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> TorchDistributionMixin:
         """The posterior of images ``(N, C, H, W)``: a distribution of batch shape ``(N,)`` and event shape ``(d,)``."""
-        return self.posterior(self.encoder(x))
+        features = self.encoder(x)
+        # Under mixed precision the networks run in half precision; parameters of distributions are not to be rounded.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.posterior(features.to(self.prior_loc.dtype))
 
     def decode(self, z: Tensor) -> TorchDistributionMixin:
-        """The likelihood of latent vectors ``(..., d)``: a distribution over images ``(..., C, H, W)``."""
-        logits = self.decoder(z.reshape(-1, z.shape[-1]))
-        logits = logits.reshape(z.shape[:-1] + logits.shape[1:])
-        return dist.Bernoulli(logits=logits, validate_args=False).to_event(3)  # grey values are not 0 or 1
+        """The likelihood given latent vectors ``(..., d)``: a distribution over images, of batch shape ``(...)``."""
+        output = self.decoder(z.reshape(-1, z.shape[-1])).to(self.prior_loc.dtype)
+        return self.likelihood(output.reshape(z.shape[:-1] + output.shape[1:]))
 
     def model(self, x: Tensor) -> None:
         """The joint distribution of latent vectors and images ``(N, C, H, W)``, as a Pyro program."""
         _register("decoder", self.decoder)
+        _register("likelihood", self.likelihood)
         with pyro.plate("images", len(x)):
-            z = pyro.sample("z", self.prior)
+            with self._weighted():
+                z = pyro.sample("z", self.prior)
             pyro.sample("x", self.decode(z), obs=x)
+        if self.objective.mmd_weight > 0 and len(x) > 1:
+            discrepancy = mmd(z, torch.randn_like(z)).unsqueeze(-1)  # at the plate's place, of size 1
+            pyro.factor("mmd", -self.objective.mmd_weight * len(x) * discrepancy)
 
     def guide(self, x: Tensor) -> None:
         """The posterior of images ``(N, C, H, W)``, as a Pyro program."""
         _register("encoder", self.encoder)
         _register("posterior", self.posterior)
-        with pyro.plate("images", len(x)):
+        with pyro.plate("images", len(x)), self._weighted():
             pyro.sample("z", self.encode(x))
+
+    def _weighted(self) -> AbstractContextManager:
+        """Weigh the divergence by beta. Pyro's ELBOs need that around the site in the model and in the guide."""
+        return poutine.scale(scale=self.beta) if self.beta > 0 else poutine.mask(mask=False)
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
@@ -153,16 +273,38 @@ class VAE(nn.Module):
         return torch.cat([self._log_likelihood(images, num_samples, chunk_size) for images in x.split(chunk_size)])
 
     def _log_likelihood(self, x: Tensor, num_samples: int, chunk_size: int) -> Tensor:
-        q, prior = self.encode(x), self.prior
         log_sum = x.new_full((len(x),), -math.inf)
-        remaining = num_samples
-        while remaining > 0:
-            n = min(remaining, max(1, chunk_size // max(1, len(x))))
-            z = q.sample((n,))
-            log_weight = self.decode(z).log_prob(x) + prior.log_prob(z) - q.log_prob(z)
+        for _, log_weight in self.log_weights(x, self.encode(x), num_samples, chunk_size):
             log_sum = torch.logaddexp(log_sum, log_weight.logsumexp(0))
-            remaining -= n
         return log_sum - math.log(num_samples)
+
+    def log_weights(
+        self, x: Tensor, q: TorchDistributionMixin, num_samples: int, chunk_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        r"""Draw K latent vectors per image from q and give :math:`\log p(x \mid z_k)` and the logarithm of the
+        importance weight :math:`p(x \mid z_k)\, p(z_k) / q(z_k)`, in pieces of shape ``(k, N)``.
+
+        Args:
+            x (Tensor): images, of shape ``(N, C, H, W)``.
+            q (Distribution): of batch shape ``(N,)``.
+            num_samples (int): K.
+            chunk_size (int): greatest number of latent vectors that are decoded at once, but at least one per image.
+        """
+        step = max(1, chunk_size // max(1, len(x)))
+        for start in range(0, num_samples, step):
+            z = q.sample(torch.Size([min(step, num_samples - start)]))
+            log_likelihood = self.decode(z).log_prob(x)
+            yield log_likelihood, log_likelihood + self.prior.log_prob(z) - q.log_prob(z)
+
+
+def _part(kind: str, parts: Mapping[str, Any], name: str, options: Mapping[str, Any], *arguments: Any) -> Any:
+    """The part of that name, made from the arguments and options."""
+    if name not in parts:
+        raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(parts)}")
+    try:
+        return parts[name](*arguments, **options)
+    except TypeError as error:
+        raise ValueError(f"{kind} {name!r} does not take the options {options}: {error}") from error
 
 
 def _register(name: str, module: nn.Module) -> None:

@@ -1,69 +1,214 @@
+import gzip
+import os
+import re
 import struct
 import sys
 import urllib.error
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 
-from vae_models.data import DATASETS, DataError, batches, load
+from vae_models import data
+from vae_models.data import DATASETS, DataError, load
+from vae_models.files import FileError
 
-
-def write_idx(path, array: torch.Tensor) -> None:
-    """Write a tensor of bytes in the format of the MNIST files."""
-    header = struct.pack(f">HBB{array.dim()}I", 0, 8, array.dim(), *array.shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(header + array.to(torch.uint8).numpy().tobytes())
-
-
-@pytest.fixture(params=["MNIST", "FashionMNIST"])
-def mnist_like(request, tmp_path):
-    """A data root with a few images of known content, the name of the data set, and its images."""
-    raw = tmp_path / request.param / "raw"
-    expected = {}
-    for part, n in [("train", 7), ("t10k", 5)]:
-        expected[part] = torch.randint(256, (n, 28, 28))
-        write_idx(raw / f"{part}-images-idx3-ubyte", expected[part])
-        write_idx(raw / f"{part}-labels-idx1-ubyte", torch.arange(n) % 10)
-    name = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist"}[request.param]
-    return SimpleNamespace(root=tmp_path, raw=raw, name=name, **expected)
+CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+HEADER = struct.pack(">4I", 0x803, 12, 28, 28)
 
 
-def test_digits(digits):
-    assert digits.train.shape == (1437, 1, 8, 8)
-    assert digits.test.shape == (360, 1, 8, 8)
-    for images in digits:
-        assert images.dtype == torch.float32
-        assert images.min() == 0
-        assert images.max() == 1
-        assert torch.equal((images * 16).round(), images * 16)
-
-
-def test_digits_are_split_the_same_way_every_time(digits):
-    again = load("digits")
-    assert torch.equal(again.train, digits.train)
-    assert torch.equal(again.test, digits.test)
-    everything = torch.cat([digits.train, digits.test]).flatten(1)
-    from sklearn.datasets import load_digits
-
-    original = torch.tensor(load_digits().data / 16, dtype=torch.float32)
-    # Sums of columns and of squares are the same only if no image is lost or taken twice.
-    torch.testing.assert_close(everything.sum(0), original.sum(0))
-    torch.testing.assert_close(everything.T @ everything, original.T @ original)
-
-
-def test_torchvision_layout_is_read_without_a_download(mnist_like, monkeypatch):
+@pytest.fixture(params=CLASSES)
+def mnist_like(request, tmp_path, monkeypatch):
+    """A data root with 12 training and 5 test images, where so many belong, and no way to download others."""
+    monkeypatch.setattr(data, "_COUNTS", (12, 5))
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("tried to download"))
+    raw = tmp_path / CLASSES[request.param] / "raw"
+    raw.mkdir(parents=True)
+    images = torch.randint(256, (17, 1, 28, 28), dtype=torch.uint8)
+    train, test = images.split([12, 5])
+    for part, values in [("train", train), ("t10k", test)]:
+        header = struct.pack(">4I", 0x803, len(values), 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + values.numpy().tobytes())
+    return SimpleNamespace(
+        name=request.param, root=tmp_path, raw=raw, file=raw / "train-images-idx3-ubyte", train=train, test=test
+    )
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of eight coloured images of 6×10 in two class folders, and what they hold."""
+    values = np.random.default_rng(0).integers(256, size=(8, 6, 10, 3), dtype=np.uint8)
+    for i, value in enumerate(values):
+        folder = tmp_path / ("cats" if i % 2 else "dogs/small")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(value).save(folder / f"{i}.{'png' if i < 4 else 'BMP'}")
+    (tmp_path / "labels.csv").write_text("not an image")
+    (tmp_path / "cats" / "._1.png").write_text("what a Mac leaves behind")
+    return SimpleNamespace(root=tmp_path, values=torch.from_numpy(values).permute(0, 3, 1, 2) / 255)
+
+
+def ordered(images: torch.Tensor) -> torch.Tensor:
+    """The images, flat and in an order of their own."""
+    return torch.tensor(sorted(images.flatten(1).tolist()))
+
+
+def error_of(name: str, *arguments, **keywords) -> str:
+    """The message of loading, which is to be one line."""
+    with pytest.raises(DataError) as info:
+        load(name, *arguments, **keywords)
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+# The split
+
+
+def test_digits_are_in_memory_and_none_is_lost(digits):
+    assert [images.shape for images in digits] == [(1257, 1, 8, 8), (180, 1, 8, 8), (360, 1, 8, 8)]
+    assert all(images.dtype == torch.float32 for images in digits)
+    original = torch.tensor(load_digits().data / 16, dtype=torch.float32)
+    assert torch.equal(ordered(torch.cat(digits)), ordered(original))
+
+
+@pytest.mark.parametrize("binarize", ["none", "static", "dynamic"])
+def test_one_seed_gives_the_same_images_and_another_gives_others(binarize):
+    first, again, other = (load("digits", binarize=binarize, seed=seed) for seed in (3, 3, 4))
+    for a, b, c in zip(first, again, other, strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+def test_mnist_keeps_its_test_images_and_validates_on_a_sixth_of_the_others(mnist_like):
     images = load(mnist_like.name, mnist_like.root)
-    assert images.train.dtype == torch.float32
-    torch.testing.assert_close(images.train, mnist_like.train.unsqueeze(1) / 255)
-    torch.testing.assert_close(images.test, mnist_like.t10k.unsqueeze(1) / 255)
+    assert [part.shape for part in images] == [(10, 1, 28, 28), (2, 1, 28, 28), (5, 1, 28, 28)]
+    assert all(part.dtype == torch.float32 for part in images)
+    assert torch.equal(images.test, mnist_like.test / 255)
+    assert torch.equal(ordered(torch.cat(images[:2])), ordered(mnist_like.train / 255))
+    other = load(mnist_like.name, mnist_like.root, seed=1)
+    assert torch.equal(images.test, other.test)
+    assert not torch.equal(ordered(images.validation), ordered(other.validation))
 
 
-def test_unknown_name_lists_the_known():
-    with pytest.raises(DataError, match="cifar.*digits, mnist, fashion-mnist"):
-        load("cifar")
-    assert list(DATASETS) == ["digits", "mnist", "fashion-mnist"]
+def test_unknown_names_list_the_known():
+    assert error_of("cifar") == "unknown data set 'cifar'; choose from digits, mnist, fashion-mnist, folder"
+    assert list(DATASETS) == ["digits", "mnist", "fashion-mnist", "folder"]
+    assert "choose from none, static, dynamic" in error_of("digits", binarize="yes")
+    assert "at least 1, got 0" in error_of("digits", image_size=0)
+    assert issubclass(DataError, FileError)
+
+
+# Resizing and binarisation
+
+
+@pytest.mark.parametrize("size", [4, 8, 13])
+def test_resizing_is_that_of_pillow(size, digits):
+    got = load("digits", image_size=size)
+    assert [images.shape[1:] for images in got] == [(1, size, size)] * 3
+    for image, original in zip(got.test[:20, 0], digits.test[:20, 0], strict=True):
+        expected = Image.fromarray(original.numpy()).resize((size, size), Image.Resampling.BILINEAR)
+        torch.testing.assert_close(image, torch.tensor(np.asarray(expected)))
+
+
+def test_resizing_stays_within_bounds(tmp_path):
+    """The rounded weights of a pixel add up to more than 1 for some of these sizes."""
+    for i in range(3):
+        Image.fromarray(np.full((20, 20), 255, np.uint8)).save(tmp_path / f"{i}.png")
+    for size in (1, 2, 3, 5, 9, 13, 14, 19):
+        assert 1 - 1e-6 < load("folder", tmp_path, image_size=size).train.max() <= 1
+
+
+def test_binarisation_draws_from_the_grey_values(digits):
+    images = load("digits", binarize="static")
+    for drawn, grey in zip(images, digits, strict=True):
+        assert torch.equal(drawn.unique(), torch.tensor([0.0, 1.0]))
+        assert torch.equal(drawn[(grey == 0) | (grey == 1)], grey[(grey == 0) | (grey == 1)])
+        for value in (0.25, 0.5, 0.75):
+            few = drawn[grey == value]
+            assert few.mean().item() == pytest.approx(value, abs=4 * (value * (1 - value) / len(few)) ** 0.5)
+
+
+def test_dynamic_binarisation_leaves_training_images_to_the_training_step(digits):
+    static, dynamic = (load("digits", binarize=name) for name in ("static", "dynamic"))
+    assert torch.equal(dynamic.train, digits.train)
+    assert torch.equal(dynamic.validation, static.validation)
+    assert torch.equal(dynamic.test, static.test)
+
+
+# The files of MNIST and Fashion-MNIST
+
+
+def test_compressed_files_are_read(mnist_like):
+    expected = load(mnist_like.name, mnist_like.root)
+    mnist_like.file.with_suffix(".gz").write_bytes(gzip.compress(mnist_like.file.read_bytes()))
+    mnist_like.file.unlink()
+    assert torch.equal(load(mnist_like.name, mnist_like.root).train, expected.train)
+    mnist_like.file.with_suffix(".gz").write_bytes(b"\x1f\x8b\x08 this is not gzip's")
+    assert "train-images-idx3-ubyte.gz" in error_of(mnist_like.name, mnist_like.root)
+
+
+def test_the_true_numbers_of_images(tmp_path):
+    """With files of zeros that take no room on the disk."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in [("train", 60_000), ("t10k", 10_000)]:
+        with open(raw / f"{part}-images-idx3-ubyte", "wb") as file:
+            file.write(struct.pack(">4I", 0x803, count, 28, 28))
+            file.truncate(16 + count * 784)
+    assert [len(images) for images in load("mnist", tmp_path)] == [50_000, 10_000, 10_000]
+
+
+DAMAGED = {
+    "empty": (b"", "it has 0 bytes, less than a header"),
+    "within the header": (HEADER[:15], "it has 15 bytes"),
+    "no images": (HEADER, "it is truncated to 16 of 9,424 bytes"),
+    "last byte": (HEADER + bytes(9407), "it is truncated to 9,423 of 9,424 bytes"),
+    "too long": (HEADER + bytes(9409), "it is longer than the 9,424 bytes that its header says"),
+    "labels": (struct.pack(">2I", 0x801, 12) + bytes(12), "it starts with 0x00000801, not 0x00000803"),
+    "floats": (struct.pack(">4I", 0xD03, 12, 28, 28) + bytes(4 * 9408), "it starts with 0x00000d03"),
+    "foreign": (b"<!DOCTYPE html><html>404</html>", "it starts with 0x3c21444f"),
+    "count": (struct.pack(">4I", 0x803, 11, 28, 28) + bytes(11 * 784), "its header says 11 images of 28x28"),
+    "size": (struct.pack(">4I", 0x803, 12, 20, 28) + bytes(12 * 560), "its header says 12 images of 20x28"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_file_is_named_and_kept(damage, mnist_like):
+    content, fault = DAMAGED[damage]
+    mnist_like.file.write_bytes(content)
+    message = error_of(mnist_like.name, mnist_like.root)
+    assert message.startswith(f"{mnist_like.file} does not hold 12 images of 28x28: {fault}")
+    assert message.endswith("; move it away to download it anew")
+    assert mnist_like.file.read_bytes() == content
+
+
+def test_folder_in_place_of_a_file(mnist_like):
+    mnist_like.file.unlink()
+    mnist_like.file.mkdir()
+    assert f"cannot read {mnist_like.file}" in error_of(mnist_like.name, mnist_like.root)
+
+
+def test_only_what_is_missing_is_downloaded(mnist_like, monkeypatch):
+    content = mnist_like.file.read_bytes()
+    (mnist_like.raw / "t10k-images-idx3-ubyte").unlink()
+
+    def torchvision_class(root, download):
+        raw = Path(root, "raw")
+        raw.mkdir()
+        (raw / "train-images-idx3-ubyte").write_bytes(b"other")
+        (raw / "t10k-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 5, 28, 28) + bytes([51]) * 5 * 784)
+        (raw / "t10k-images-idx3-ubyte.gz").write_bytes(b"compressed")
+        return SimpleNamespace(raw_folder=str(raw))
+
+    monkeypatch.setattr(f"torchvision.datasets.{CLASSES[mnist_like.name]}", torchvision_class)
+    images = load(mnist_like.name, mnist_like.root)
+    assert torch.equal(images.test, torch.full((5, 1, 28, 28), 0.2))
+    assert mnist_like.file.read_bytes() == content
+    assert sorted(os.listdir(mnist_like.raw)) == ["t10k-images-idx3-ubyte", "train-images-idx3-ubyte"]
+    assert os.listdir(mnist_like.root) == [CLASSES[mnist_like.name]]
 
 
 def test_missing_data_set_and_no_network(tmp_path, monkeypatch):
@@ -71,48 +216,26 @@ def test_missing_data_set_and_no_network(tmp_path, monkeypatch):
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    with pytest.raises(DataError, match="could not be downloaded") as info:
-        load("mnist", tmp_path)
-    assert str(tmp_path / "MNIST") in str(info.value)
-    assert "\n" not in str(info.value)
+    message = error_of("mnist", tmp_path)
+    assert f"MNIST is not whole in {tmp_path / 'MNIST'} and could not be downloaded to it" in message
+    assert os.listdir(tmp_path) == []
 
 
-def test_root_that_is_a_file(tmp_path):
+@pytest.mark.parametrize("name", ["mnist", "folder"])
+def test_root_that_is_a_file(name, tmp_path):
     root = tmp_path / "file"
     root.write_text("")
-    with pytest.raises(DataError, match=f"{root} is not a folder"):
-        load("mnist", root)
+    assert error_of(name, root) == f"the data root {root} is not a folder"
+    assert str(root / "below") in error_of(name, root / "below")
 
 
-def test_root_under_a_file(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="file/below"):
-        load("mnist", tmp_path / "file" / "below")
-
-
-def test_truncated_file(mnist_like):
-    path = mnist_like.raw / "t10k-images-idx3-ubyte"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=mnist_like.raw.parent.name):
-        load(mnist_like.name, mnist_like.root)
-
-
-@pytest.mark.parametrize(
-    "images", [torch.zeros(5, 20, 20), torch.zeros(0, 28, 28), torch.zeros(28, 28)], ids=["size", "none", "flat"]
-)
-def test_file_of_other_content(mnist_like, images):
-    write_idx(mnist_like.raw / "t10k-images-idx3-ubyte", images)
-    with pytest.raises(DataError, match=mnist_like.raw.parent.name):
-        load(mnist_like.name, mnist_like.root)
-
-
-def test_torchvision_is_not_installed(monkeypatch):
+def test_torchvision_is_not_installed(mnist_like, monkeypatch):
+    """It is needed to download and to read a folder, not to read what is there."""
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.delitem(sys.modules, "torchvision.datasets", raising=False)
-    with pytest.raises(DataError, match="torchvision does not import beside torch") as info:
-        load("mnist")
-    assert "\n" not in str(info.value)
-    assert load("digits").train.shape[0] == 1437
+    assert len(load(mnist_like.name, mnist_like.root).test) == 5
+    assert "torchvision does not import beside torch" in error_of("mnist", mnist_like.root / "elsewhere")
+    assert "torchvision does not import beside torch" in error_of("folder", mnist_like.root)
 
 
 def test_torchvision_was_built_for_another_torch(tmp_path, monkeypatch):
@@ -123,28 +246,107 @@ def test_torchvision_was_built_for_another_torch(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(DataError, match=r"torchvision::nms does not exist.*pip install") as info:
-        load("fashion-mnist")
-    assert "\n" not in str(info.value)
+    message = error_of("fashion-mnist", tmp_path)
+    assert "torchvision::nms does not exist" in message
+    assert "pip install" in message
 
 
-def test_batches_in_order():
-    images = torch.arange(10.0).reshape(10, 1, 1, 1).expand(10, 1, 2, 2)
-    got = [batch for (batch,) in batches(images, 4)]
-    assert [len(batch) for batch in got] == [4, 4, 2]
-    assert torch.equal(torch.cat(got), images)
+# A folder of images
 
 
-def test_batches_shuffled_anew_every_epoch_and_repeatably():
-    images = torch.arange(50.0).reshape(50, 1, 1, 1)
+def test_folder_in_colour(pictures):
+    images = load("folder", pictures.root, color=True)
+    assert [part.shape for part in images] == [(5, 3, 6, 10), (1, 3, 6, 10), (2, 3, 6, 10)]
+    assert torch.equal(ordered(torch.cat(images)), ordered(pictures.values))
+    assert not torch.equal(images.test, load("folder", pictures.root, color=True, seed=1).test)
 
-    def two_epochs(seed):
-        loader = batches(images, 8, generator=torch.Generator().manual_seed(seed))
-        return [torch.cat([batch for (batch,) in loader]).flatten() for _ in range(2)]
 
-    first, second = two_epochs(0)
-    assert torch.equal(first.sort().values, images.flatten())
-    assert not torch.equal(first, images.flatten())
-    assert not torch.equal(first, second)
-    assert torch.equal(torch.stack(two_epochs(0)), torch.stack([first, second]))
-    assert not torch.equal(two_epochs(1)[0], first)
+def test_split_of_a_folder_does_not_depend_on_the_order_of_its_files_on_the_disk(pictures, monkeypatch):
+    expected = load("folder", pictures.root)
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda *arguments, **options: reversed(list(walk(*arguments, **options))))
+    for got, part in zip(load("folder", pictures.root), expected, strict=True):
+        assert torch.equal(got, part)
+
+
+def test_folder_of_links(pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("links")
+    for name in ("cats", "dogs"):
+        (folder / name).symlink_to(pictures.root / name)
+    assert torch.equal(load("folder", folder).train, load("folder", pictures.root).train)
+
+
+def test_folder_turned_grey(pictures):
+    images = torch.cat(load("folder", pictures.root))
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R 601
+    expected = (pictures.values * luma).sum(1, keepdim=True)
+    torch.testing.assert_close(ordered(images), ordered((expected * 255).round() / 255), atol=1.01 / 255, rtol=0)
+
+
+def test_folder_without_classes_and_already_grey(tmp_path):
+    for i in range(3):
+        Image.fromarray(np.full((4, 5), 51 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    images = torch.cat(load("folder", tmp_path))
+    assert torch.equal(ordered(images), torch.tensor([0.0, 0.2, 0.4]).view(3, 1).expand(3, 20))
+
+
+def test_folder_of_several_sizes(pictures):
+    """The central square of each is resized: here a white square between two black margins."""
+    for i in range(3):
+        values = np.zeros((8 + i, 20), np.uint8)
+        values[:, (12 - i) // 2 : -((13 - i) // 2)] = 255
+        Image.fromarray(values).save(pictures.root / f"wide{i}.png")
+    assert re.search(
+        r"/\w+\.\w+ is of size \d+x\d+ and .* of \d+x\d+; give an image size", error_of("folder", pictures.root)
+    )
+    images = torch.cat(load("folder", pictures.root, image_size=4))
+    assert images.shape == (11, 1, 4, 4)
+    assert sum(image.min().item() > 1 - 1e-6 for image in images) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: b"", lambda content: b"text", lambda content: content[:-30], lambda content: content[:200]],
+    ids=["empty", "foreign", "end", "middle"],
+)
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_image_that_cannot_be_read_is_named(kind, damage, pictures):
+    path = pictures.root / "cats" / f"damaged.{kind}"
+    Image.fromarray(np.random.default_rng(1).integers(256, size=(6, 10, 3), dtype=np.uint8)).save(path)
+    load("folder", pictures.root)
+    path.write_bytes(damage(path.read_bytes()))
+    assert f"cannot read the image {path}" in error_of("folder", pictures.root)
+
+
+def test_image_of_16_bits_is_refused_not_cut_off(pictures):
+    path = pictures.root / "deep.png"
+    Image.fromarray(np.full((6, 10), 40_000, np.uint16)).save(path)
+    assert f"{path} has more than 8 bits" in error_of("folder", pictures.root)
+
+
+def test_folder_with_too_few_images(tmp_path):
+    assert f"{tmp_path} holds 0 images" in error_of("folder", tmp_path)
+    assert f"{tmp_path / 'none'} does not exist" in error_of("folder", tmp_path / "none")
+
+
+# Memory
+
+
+def test_what_does_not_fit_in_memory_is_not_loaded(pictures, monkeypatch):
+    reads = []
+    read = data._read_image
+    monkeypatch.setattr(data, "_read_image", lambda *arguments: reads.append(arguments) or read(*arguments))
+    message = error_of("folder", pictures.root, image_size=10**6)
+    assert len(reads) == 1
+    assert f"the 8 images in {pictures.root} take 29,802.3 GiB at 1000000x1000000" in message
+    assert "the 1,797 images of digits take" in error_of("digits", image_size=10**6)
+    needed = 4 * 8 * 60
+    monkeypatch.setattr(data, "_available_memory", lambda: needed)
+    load("folder", pictures.root)
+    monkeypatch.setattr(data, "_available_memory", lambda: needed - 1)
+    assert "choose a smaller image size" in error_of("folder", pictures.root)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="reads /proc/meminfo")
+def test_available_memory_is_part_of_all():
+    assert 2**20 < data._available_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, LowRankMultivariateNormal, Normal
 
 from ar1_dist import AR1Normal
 from vae_models.posteriors import POSTERIORS
@@ -23,7 +23,7 @@ def test_shapes_and_gradients(name, d):
     assert kl.shape == (5,)
     (kl.sum() + q.rsample().sin().sum()).backward()
     for parameter_name, parameter in head.named_parameters():
-        if not (d == 1 and parameter_name.startswith("atanh_rho")):
+        if not (d == 1 and parameter_name.startswith(("atanh_rho", "off_diagonal"))):
             assert parameter.grad.abs().sum() > 0, parameter_name
 
 
@@ -51,14 +51,51 @@ def test_autoregressive(name, scales, pairs):
     torch.testing.assert_close(neighbours, head.atanh_rho(features).tanh().expand(5, D - 1))
 
 
-def test_markov_starts_at_the_diagonal_posterior():
-    """With the same weights its covariance is diagonal, and the correlation's gradient is not zero."""
-    head = POSTERIORS["markov"](FEATURES, D)
+@pytest.mark.parametrize("rank", [1, 3])
+def test_low_rank(rank):
+    head = POSTERIORS["low_rank"](FEATURES, D, rank=rank)
+    features = torch.randn(5, FEATURES)
+    q = head(features)
+    assert isinstance(q, LowRankMultivariateNormal)
+    factor = head.factor(features).reshape(5, D, rank)
+    torch.testing.assert_close(q.mean, head.loc(features))
+    expected = factor @ factor.mT + torch.diag_embed(head.log_variance(features).exp())
+    torch.testing.assert_close(q.covariance_matrix, expected)
+    with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+        POSTERIORS["low_rank"](FEATURES, D, rank=0)
+
+
+def test_full():
+    head = POSTERIORS["full"](FEATURES, 3)
+    torch.nn.init.normal_(head.off_diagonal.weight, std=0.1)
+    features = torch.randn(FEATURES)
+    scale = head.log_variance(features).exp().sqrt()
+    a, b, c = head.off_diagonal(features)
+    zero = torch.zeros(())
+    rows = [[scale[0], zero, zero], [a, scale[1], zero], [b, c, scale[2]]]
+    tril = torch.stack([torch.stack(row) for row in rows])
+    q = head(features)
+    torch.testing.assert_close(q.scale_tril, tril)
+    torch.testing.assert_close(q.covariance_matrix, tril @ tril.T)
+    torch.testing.assert_close(q.mean, head.loc(features))
+
+
+@pytest.mark.parametrize(("name", "part"), [("markov", "atanh_rho"), ("full", "off_diagonal")])
+def test_starts_at_the_diagonal_posterior(name, part):
+    """The covariance is diagonal at first, and the gradient of what correlates is not zero."""
+    head = POSTERIORS[name](FEATURES, D)
     q = head(torch.randn(5, FEATURES))
-    assert torch.equal(q.rho, torch.zeros(5, D - 1))
     torch.testing.assert_close(q.covariance_matrix, torch.diag_embed(q.variance))
     (q.rsample().sum(-1) ** 2).sum().backward()
-    assert head.atanh_rho.bias.grad.abs().min() > 0
+    assert getattr(head, part).bias.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_starts_with_xaviers_weights(name):
+    """Uniform with standard deviation sqrt(2/(fan in + fan out)), and without bias."""
+    head = POSTERIORS[name](300, 100)
+    assert head.loc.weight.std().item() == pytest.approx((2 / 400) ** 0.5, rel=0.02)
+    assert all(parameter.abs().max() == 0 for key, parameter in head.named_parameters() if key.endswith("bias"))
 
 
 def test_parameter_counts():
@@ -74,6 +111,8 @@ def test_parameter_counts():
         "diagonal": 2 * D * unit,
         "ar1": (D + 2) * unit,
         "markov": (3 * D - 1) * unit,
+        "low_rank": 3 * D * unit,
+        "full": (2 * D + D * (D - 1) // 2) * unit,
     }
 
 
@@ -97,5 +136,10 @@ def test_correlation_whose_tanh_rounds_to_one_is_valid(name, atanh_rho):
 
 @pytest.mark.parametrize("name", POSTERIORS)
 def test_nan_is_not_hidden(name):
-    q = POSTERIORS[name](FEATURES, D)(torch.full((1, FEATURES), torch.nan))
-    assert torch.distributions.kl_divergence(q, Independent(Normal(torch.zeros(D), 1.0), 1)).isnan().all()
+    """The divergence is NaN, or torch's Cholesky factorisation of it fails."""
+    try:
+        q = POSTERIORS[name](FEATURES, D)(torch.full((1, FEATURES), torch.nan))
+    except torch.linalg.LinAlgError:
+        assert name == "low_rank"
+    else:
+        assert torch.distributions.kl_divergence(q, Independent(Normal(torch.zeros(D), 1.0), 1)).isnan().all()

@@ -1,5 +1,6 @@
 import copy
 import math
+import pickle
 
 import pyro
 import pytest
@@ -7,6 +8,8 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from vae_models.files import FileError, read_json, write_json
+from vae_models.objectives import Objective, mmd
 from vae_models.posteriors import POSTERIORS
 from vae_models.vae import VAE
 
@@ -44,6 +47,10 @@ def test_unknown_names():
         VAE.build((1, 8, 8), posterior="nope")
     with pytest.raises(ValueError, match="unknown network 'nope'; choose from mlp"):
         VAE.build((1, 8, 8), network="nope")
+    with pytest.raises(ValueError, match="unknown likelihood 'nope'; choose from bernoulli"):
+        VAE.build((1, 8, 8), likelihood="nope")
+    with pytest.raises(ValueError, match=r"posterior 'ar1' does not take the options \{'rank': 2\}"):
+        VAE.build((1, 8, 8), posterior="ar1", posterior_options={"rank": 2})
 
 
 def test_one_seed_gives_one_start_for_every_posterior():
@@ -196,3 +203,152 @@ def test_moves_between_dtypes_and_saves_only_weights(build):
     vae = build("markov").double()
     assert vae.sample(1).dtype == torch.float64
     assert all(name.partition(".")[0] in ("encoder", "posterior", "decoder") for name in vae.state_dict())
+
+
+@every_posterior
+def test_mixed_precision_does_not_round_the_distributions(posterior, build, digits):
+    vae, x = build(posterior), digits.train[:5]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert vae.encoder(x).dtype == torch.bfloat16
+        q, p = vae.encode(x), vae.decode(torch.zeros(5, 4))
+    assert q.mean.dtype == q.rsample().dtype == kl_divergence(q, vae.prior).dtype == torch.float32
+    assert p.mean.dtype == p.log_prob(x).dtype == torch.float32
+
+
+# --- Objectives ---
+
+
+def hand_computed_parts(vae, x, seed):
+    """The reconstruction, the divergence and z, from the noise that the guide draws first under this seed."""
+    torch.manual_seed(seed)
+    q = vae.encode(x)
+    z = q.rsample()
+    kl = kl_divergence(dense(q), MultivariateNormal(torch.zeros(4), torch.eye(4)))
+    return -bernoulli_log_prob(vae.decoder(z), x).sum(), kl.sum(), z
+
+
+@pytest.mark.parametrize("elbo", [TraceMeanField_ELBO, Trace_ELBO])
+@pytest.mark.parametrize("beta", [0.0, 0.25, 4.0])
+@every_posterior
+def test_beta_weighs_the_divergence_alone(posterior, beta, elbo, build, digits):
+    vae, x = build(posterior), digits.train[:5]
+    vae.beta = beta
+    torch.manual_seed(1)
+    loss = elbo().loss(vae.model, vae.guide, x)
+    reconstruction, kl, z = hand_computed_parts(vae, x, seed=1)
+    if elbo is Trace_ELBO:
+        kl = (vae.encode(x).log_prob(z) - vae.prior.log_prob(z)).sum()
+    assert loss == pytest.approx((reconstruction + beta * kl).item(), rel=1e-5)
+
+
+def test_objective_sets_beta():
+    assert VAE.build((1, 8, 8), objective=Objective.beta_vae(3.0)).beta == 3.0
+
+
+@every_posterior
+def test_info_vae_adds_the_discrepancy(posterior, digits):
+    objective = Objective.info_vae(alpha=0.5, lambda_=20.0)
+    vae, x = VAE.build((1, 8, 8), posterior=posterior, latent_dim=4, objective=objective), digits.train[:5]
+    torch.manual_seed(1)
+    loss = TraceMeanField_ELBO().loss(vae.model, vae.guide, x)
+    reconstruction, kl, z = hand_computed_parts(vae, x, seed=1)
+    expected = reconstruction + 0.5 * kl + 19.5 * len(x) * mmd(z, torch.randn_like(z))
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    particles = TraceMeanField_ELBO(num_particles=200, vectorize_particles=True, max_plate_nesting=1)
+    one_by_one = [TraceMeanField_ELBO().loss(vae.model, vae.guide, x) for _ in range(200)]
+    assert particles.loss(vae.model, vae.guide, x) == pytest.approx(sum(one_by_one) / 200, rel=0.02)
+    assert math.isfinite(TraceMeanField_ELBO().loss(vae.model, vae.guide, x[:1]))  # no discrepancy of a single image
+
+
+# --- Saving ---
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"posterior": "markov"},
+        {"posterior": "low_rank", "posterior_options": {"rank": 2}, "network_options": {"hidden": 7}},
+        {"network": "dcgan", "likelihood": "gaussian", "likelihood_options": {"learn_scale": True}},
+        {"objective": Objective.info_vae(0.25, 10.0)},
+    ],
+)
+def test_round_trip(arguments, digits, tmp_path):
+    torch.manual_seed(0)
+    vae = VAE.build((1, 8, 8), latent_dim=4, **arguments)
+    vae.decode(torch.randn(9, 4))  # moves the running statistics of batch normalisation
+    vae.eval().save_pretrained(tmp_path / "new" / "folder")
+    again = VAE.from_pretrained(tmp_path / "new" / "folder")
+    assert not again.training
+    assert again.config == vae.config
+    assert again.objective == vae.objective
+    x = digits.test[:3]
+    assert torch.equal(again.reconstruct(x), vae.reconstruct(x))
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        expected = vae.log_likelihood(x, 5)
+        torch.manual_seed(seed)
+        assert torch.equal(again.log_likelihood(x, 5), expected)
+
+
+def test_saving_keeps_the_other_entries_of_the_config(tmp_path):
+    write_json(tmp_path / "config.json", {"run": {"epochs": 3}})
+    VAE.build((1, 8, 8)).save_pretrained(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    assert config["run"] == {"epochs": 3}
+    assert config["vae"]["image_shape"] == [1, 8, 8]
+
+
+def test_saving_needs_named_parts(build, tmp_path):
+    vae = build("ar1")
+    custom = VAE(vae.encoder, vae.posterior, vae.decoder, 4)
+    with pytest.raises(ValueError, match=r"only a VAE made by VAE.build"):
+        custom.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def damage(folder, name, content):
+    (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), r"config.json does not exist"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"model.safetensors does not exist"),
+        (lambda folder: damage(folder, "config.json", b'{"vae": {'), r"config.json is damaged"),
+        (lambda folder: damage(folder, "config.json", b"\xff\xfe"), r"config.json is damaged"),
+        (lambda folder: damage(folder, "config.json", b"[1]"), r"config.json does not describe a VAE"),
+        (lambda folder: damage(folder, "config.json", b'{"vae": {"image_shape": 3}}'), r"does not describe a VAE"),
+        (lambda folder: damage(folder, "model.safetensors", b"PK\x03\x04"), r"model.safetensors is damaged"),
+        (
+            lambda folder: damage(folder, "model.safetensors", (folder / "model.safetensors").read_bytes()[:-100]),
+            r"model.safetensors is damaged",
+        ),
+        (
+            lambda folder: (
+                VAE.build((1, 4, 4)).save_pretrained(folder / "x")
+                or (folder / "x" / "model.safetensors").replace(folder / "model.safetensors")
+            ),
+            r"model.safetensors does not fit the VAE that .*config.json describes",
+        ),
+    ],
+)
+def test_damaged_folder(break_it, said, tmp_path):
+    VAE.build((1, 8, 8)).save_pretrained(tmp_path)
+    break_it(tmp_path)
+    with pytest.raises(FileError, match=said):
+        VAE.from_pretrained(tmp_path)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    """A pickle in the weights' place is not run."""
+
+    class Bomb:
+        def __reduce__(self):
+            return (tmp_path.joinpath("exploded").touch, ())
+
+    VAE.build((1, 8, 8)).save_pretrained(tmp_path)
+    damage(tmp_path, "model.safetensors", pickle.dumps(Bomb()))
+    with pytest.raises(FileError, match=r"model.safetensors is damaged"):
+        VAE.from_pretrained(tmp_path)
+    assert not (tmp_path / "exploded").exists()

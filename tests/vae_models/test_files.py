@@ -1,0 +1,64 @@
+import json
+import os
+import stat
+
+import pytest
+
+from vae_models.files import FileError, read_json, write_json, write_whole
+
+
+def test_replaces_whole(tmp_path):
+    path = tmp_path / "a"
+    write_whole(path, b"old")
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+
+
+def test_failure_keeps_the_old_content_and_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    write_whole(path, b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match=r"cannot write .*a: No space left on device"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+
+
+def test_mode_is_that_of_an_ordinary_file(tmp_path):
+    write_whole(tmp_path / "whole", b"")
+    (tmp_path / "ordinary").touch()
+    assert stat.S_IMODE((tmp_path / "whole").stat().st_mode) == stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
+
+
+def test_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileError, match="cannot write"):
+        write_whole(tmp_path / "missing" / "a", b"")
+
+
+def test_json_round_trip(tmp_path):
+    value = {"a": [1, 2.5, None], "ρ": "x"}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value == json.loads((tmp_path / "a.json").read_text())
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "does not exist"), (b"{", "is damaged"), (b"\xff", "is damaged"), (b"", "is damaged")]
+)
+def test_unreadable_json(content, said, tmp_path):
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(FileError, match=rf"a\.json {said}"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(FileError, match="cannot read"):
+        read_json(tmp_path)

@@ -1,0 +1,284 @@
+"""Training in a folder, which can be killed at any moment and resumed.
+
+The folder of a run holds
+
+- ``config.json``: the settings, under ``"run"``, and what the VAE is made of, under ``"vae"``;
+- ``metrics.csv``: a row per epoch, with the columns of :class:`vae_models.training.History`;
+- ``best.ckpt`` and ``last.ckpt``: Lightning's checkpoints of the epoch of least validation loss and of the last one;
+- ``model.safetensors``: the weights of the best epoch, once training has ended;
+- ``metrics.json``: the final figures, written last by whoever evaluates the VAE; they make the run finished.
+
+Every file is written whole or not at all. An epoch is finished when ``last.ckpt`` holds it. ``metrics.csv`` and
+``best.ckpt`` are written before that; if the run is killed in between, the epoch is trained again to the same effect,
+because its order and its noise depend on the seed and the epoch alone.
+"""
+
+import csv
+import importlib.util
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from vae_models import data
+from vae_models.checkpoints import EpochCheckpoint, WholeCheckpointIO, check_checkpoint, read_checkpoint
+from vae_models.config import Config
+from vae_models.data import Images
+from vae_models.files import FileError, read_json, write_json, write_whole
+from vae_models.training import History, fit
+from vae_models.vae import VAE
+
+__all__ = ["Run", "is_main_process", "load_images", "read_config", "read_metrics", "train"]
+
+# In the order in which they are deleted: without metrics.json a run is not finished, without config.json it is none.
+_FILES = ("metrics.json", "model.safetensors", "last.ckpt", "best.ckpt", "metrics.csv", "config.json")
+_TENSORBOARD = "tensorboard"
+_PREFIX = "vae."  # of the VAE's weights in a checkpoint of VAEModule
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose training has ended.
+
+    Attributes:
+        folder (Path): where it is.
+        vae (VAE): with the weights of the best epoch, in evaluation mode.
+        images (Images): its data, or None if the run is finished.
+    """
+
+    folder: Path
+    vae: VAE
+    images: Images | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there are final figures."""
+        return (self.folder / "metrics.json").exists()
+
+
+def train(
+    config: Config,
+    folder: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    **trainer_options: Any,
+) -> Run:
+    """Train a VAE in a folder, or go on with that.
+
+    Args:
+        config (Config): the settings.
+        folder (Path): of the run. It is made if it is not there.
+        resume (bool): go on from the last finished epoch of the run in the folder; start one if there is none.
+        overwrite (bool): delete the run in the folder, but no other file, and start anew.
+        callbacks (sequence of Callback): further Lightning callbacks, such as
+            :class:`vae_models.training.ProgressLine`.
+        trainer_options: further arguments of Lightning's Trainer: ``accelerator``, ``devices``, ``num_nodes``,
+            ``strategy``, ``precision``, ... They are not settings of the run, which may be resumed with others.
+
+    Returns:
+        Run: unless it is ``finished``, the caller is to evaluate the VAE and to write ``metrics.json``. A finished run
+        is not changed.
+
+    Raises:
+        FileError: if the folder holds a run and neither ``resume`` nor ``overwrite`` is given, if the run to resume has
+            other settings or a damaged file, or if a file can't be written. The message names the folder or file.
+        FloatingPointError: as soon as a loss is NaN or infinite. The message names the last good checkpoint.
+        KeyboardInterrupt: on Ctrl-C. The run can be resumed.
+        ValueError: if ``resume`` and ``overwrite`` are both given, or the settings don't make a VAE.
+
+    Note:
+        Of several processes only the first one writes to the folder. All return, but for spawned ones; what follows is
+        for the one that :func:`is_main_process`.
+    """
+    folder, settings = Path(folder), _settings(config)
+    best, last = folder / "best.ckpt", folder / "last.ckpt"
+    if resume and overwrite:
+        raise ValueError("a run is either resumed or overwritten")
+    if is_main_process():
+        _prepare(folder, settings, resume, overwrite)
+    if resume and (folder / "model.safetensors").exists():
+        vae = VAE.from_pretrained(folder)
+        return Run(folder, vae, None if (folder / "metrics.json").exists() else load_images(config))
+
+    images = load_images(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        channels, height, width = images.train.shape[1:]
+        vae = VAE.build((channels, height, width), **config.vae_arguments())
+    checkpoint = last if resume and last.exists() else None
+    if is_main_process():
+        for path in (best, last) if checkpoint else ():
+            check_checkpoint(path, settings, vae, _PREFIX)
+        if overwrite:
+            _delete(folder)
+        write_json(folder / "config.json", {"run": settings, "vae": vae.config})
+    files = [  # in this order: the last checkpoint holds what the best one has found
+        _MetricsFile(folder / "metrics.csv"),
+        EpochCheckpoint(best, settings, monitor="validation_negative_elbo"),
+        EpochCheckpoint(last, settings),
+    ]
+    options = _trainer_options(folder, trainer_options)
+    try:
+        fit(vae, images, config, callbacks=[*files, *callbacks], checkpoint=checkpoint, **options)
+    except FloatingPointError as error:
+        good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint of an epoch before"
+        raise FloatingPointError(f"{error}; {good}") from error
+
+    weights = read_checkpoint(best)["state_dict"]
+    vae.load_state_dict({name.removeprefix(_PREFIX): value for name, value in weights.items()})
+    if is_main_process():
+        vae.save_pretrained(folder)
+    return Run(folder, vae, images)
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of the processes that Lightning or a cluster started, or the only one."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+
+def read_metrics(folder: Path | str) -> list[dict[str, float]]:
+    """The rows of a run's ``metrics.csv``.
+
+    Raises:
+        FileError: if it is missing or damaged.
+    """
+    path = Path(folder) / "metrics.csv"
+    try:
+        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+        if tuple(header) != History.COLUMNS:
+            raise ValueError(f"its first line is not {','.join(History.COLUMNS)}")
+        return [
+            {name: int(cell) if name == "epoch" else float(cell) for name, cell in zip(header, row, strict=True)}
+            for row in rows
+        ]
+    except FileNotFoundError:
+        raise FileError(f"{path} does not exist") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise FileError(f"{path} is damaged: {error}") from error
+
+
+def read_config(folder: Path | str) -> Config:
+    """The settings of the run in a folder.
+
+    Raises:
+        FileError: if its ``config.json`` is missing, damaged or not a run's.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        return Config.from_json(_stored_settings(path))
+    except FileError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise FileError(f"{path} does not hold the settings of a run: {error}") from error
+
+
+class _MetricsFile(Callback):
+    """Keeps ``metrics.csv`` equal to the history, which is the checkpoint's when a run is resumed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        (history,) = (callback for callback in callbacks if isinstance(callback, History))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, History.COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history.rows)
+        if trainer.is_global_zero:
+            write_whole(self._path, text.getvalue().encode())
+
+
+def _trainer_options(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """With checkpoints written whole, and TensorBoard's files where it is installed."""
+    plugins = options.get("plugins") or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    options = {"default_root_dir": folder, **options, "plugins": [WholeCheckpointIO(), *plugins]}
+    if importlib.util.find_spec(_TENSORBOARD):
+        options.setdefault("logger", TensorBoardLogger(folder, name="", version=_TENSORBOARD))
+    return options
+
+
+def _prepare(folder: Path, settings: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    """Make the folder, or see that the run in it may be resumed or overwritten."""
+    present = [name for name in reversed(_FILES) if (folder / name).exists()]
+    if present and not (resume or overwrite):
+        raise FileError(f"{folder} already holds a run ({', '.join(present)}): resume or overwrite it")
+    if present and resume:
+        _check_settings(folder / "config.json", settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            for temporary in folder.glob(f".{name}.*"):  # a kill during a write leaves it
+                temporary.unlink()
+    except FileExistsError:
+        raise FileError(f"{folder} is not a folder") from None
+    except OSError as error:
+        raise FileError(f"cannot write to the folder {folder}: {error.strerror}") from error
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """See that the run that this ``config.json`` belongs to has these settings."""
+    stored = _stored_settings(path)
+    for name in {**settings, **stored}:
+        if name not in stored or name not in settings:
+            raise FileError(
+                f"{path} is of another version: the setting {name} is {'' if name in stored else 'not '}in it"
+            )
+        if stored[name] != settings[name]:
+            raise FileError(
+                f"{path} has {name} = {stored[name]!r}, not {settings[name]!r}: a run is resumed with its own settings"
+            )
+
+
+def _stored_settings(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    stored = value.get("run") if isinstance(value, dict) else None
+    if not isinstance(stored, dict):
+        raise FileError(f"{path} does not hold the settings of a run")
+    return stored
+
+
+def _delete(folder: Path) -> None:
+    """Delete the files of a run, which is not finished as soon as the first one is gone."""
+    try:
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
+        if (folder / _TENSORBOARD).exists():
+            shutil.rmtree(folder / _TENSORBOARD)
+    except OSError as error:
+        raise FileError(f"cannot delete the run in {folder}: {error.strerror}") from error
+
+
+def load_images(config: Config) -> Images:
+    """The images of the settings' data set, as :func:`vae_models.data.load` gives them."""
+    return data.load(
+        config.dataset,
+        Path(config.data_root),
+        image_size=config.image_size,
+        color=config.color,
+        binarize=config.binarize,
+        seed=config.seed,
+    )
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """The settings as they are read from a file: with lists for tuples."""
+    return json.loads(json.dumps(config.to_json()))
