@@ -133,7 +133,9 @@ class VAEModule(pl.LightningModule):
         self.vae.beta = self.vae.objective.beta
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+        # One operation for all parameters. Lightning can't clip the gradient of a fused optimiser in mixed precision.
+        fused = self.device.type in ("cpu", "cuda", "mps") and self.trainer.gradient_clip_val is None
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=fused)
         if self.plateau_patience is None:
             return optimizer
         scheduler = ReduceLROnPlateau(optimizer, factor=0.1, patience=self.plateau_patience)
