@@ -7,13 +7,14 @@ Given coefficients :math:`a_2, \dots, a_d` and inputs :math:`x_1, \dots, x_d`,
 In matrix form :math:`y = T(a)\, x` with a unit lower triangular :math:`T`. The transposed map
 :math:`T(a)^\top x` is the same recurrence run backwards, :math:`y_d = x_d`, :math:`y_t = a_{t+1}\, y_{t+1} + x_t`.
 
-It is computed by odd-even reduction. For d = 5, with 0-based t, the pairs (0, 1) and (2, 3) are merged,
+A long one is computed by odd-even reduction. For d = 5, with 0-based t, the pairs (0, 1) and (2, 3) are merged,
 
     x'_0 = x_1 + a_1 x_0        x'_1 = x_3 + a_3 x_2        a'_1 = a_3 a_2
 
 the half-sized recurrence y' = (y_1, y_3) is solved in the same way, and the even places follow from their
 predecessors: y_0 = x_0, y_2 = a_2 y_1 + x_2, y_4 = a_4 y_3 + x_4. That is O(d) work in O(log d) depth, by products
 and sums alone, so it is as stable as the sequential loop (G. E. Blelloch, *Prefix sums and their applications*, 1990).
+A short one, also where the reduction has made it so, is computed by recursive doubling.
 """
 
 import torch
@@ -21,7 +22,7 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["linear_recurrence"]
+__all__ = ["autoregression", "linear_recurrence"]
 
 
 def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) -> Tensor:
@@ -47,19 +48,54 @@ def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) 
     x = x.expand(broadcast_shape(coefficient.shape[:-1], x.shape[:-1]) + x.shape[-1:])
     if x.shape[-1] == 1:
         return x
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
-        # Tracers can't record an autograd function that has a jvp rule, and torch.func's nested jvp loses the outer
-        # tangent in one (pytorch issue 197867); both are right on the plain operations that it consists of.
+    if _is_transformed():
         return _scan(coefficient, x, reverse)
     return _LinearRecurrence.apply(coefficient, x, reverse)
+
+
+def autoregression(atanh_rho: Tensor, noise: Tensor) -> Tensor:
+    r"""The standardised chain :math:`u_1 = \epsilon_1`, :math:`u_t = \rho_t u_{t-1} + \sqrt{1 - \rho_t^2}\, \epsilon_t`
+    along the last dimension, with :math:`\rho = \tanh \alpha` and :math:`\sqrt{1 - \rho^2} = \operatorname{sech}
+    \alpha`.
+
+    Differentiable as :func:`linear_recurrence` is. The eager backward pass keeps the arguments and :math:`u` only.
+
+    Args:
+        atanh_rho (Tensor): :math:`\alpha_2, \dots, \alpha_d`, of shape ``(..., d - 1)``, or ``(..., 1)`` if they are
+            equal.
+        noise (Tensor): :math:`\epsilon`, of shape ``(..., d)``. Leading dimensions broadcast.
+
+    Returns:
+        Tensor: :math:`u`, of shape ``(..., d)``.
+    """
+    noise = noise.expand(broadcast_shape(atanh_rho.shape[:-1], noise.shape[:-1]) + noise.shape[-1:])
+    if noise.shape[-1] == 1:
+        return noise
+    if _is_transformed():
+        return _autoregression(atanh_rho, noise)
+    return _Autoregression.apply(atanh_rho, noise)
+
+
+def _autoregression(atanh_rho: Tensor, noise: Tensor) -> Tensor:
+    innovations = noise[..., 1:] / atanh_rho.cosh()
+    return _scan(atanh_rho.tanh(), torch.cat([noise[..., :1], innovations], -1), False)
+
+
+def _is_transformed() -> bool:
+    """Whether to compute by plain operations. Tracers can't record an autograd function that has a jvp rule, and
+    torch.func's nested jvp loses the outer tangent in one (pytorch issue 197867)."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+_SHORT = 64  # the length up to which doubling is faster than reduction on a CPU
 
 
 def _scan(a: Tensor, x: Tensor, reverse: bool) -> Tensor:
     """Odd-even reduction. Places are paired in running order, from the end in reverse; each pair's leader is merged
     into its follower. Slices of the last dimension, too, are named by the running order."""
     d = x.shape[-1]
-    if d == 1:
-        return x
+    if d <= _SHORT:
+        return _scan_by_doubling(a, x, reverse)
     pairs = d // 2
     start = (d - 1) % 2 if reverse else 0
     leaders, followers = x[..., start::2], x[..., 1 - start :: 2]
@@ -78,6 +114,21 @@ def _scan(a: Tensor, x: Tensor, reverse: bool) -> Tensor:
     # reshape and narrow, where flatten and a slice would do: torch.autograd's own vmap has rules for these alone.
     y = torch.stack(paired[::-1] if reverse else paired, -1).reshape(x.shape[:-1] + (2 * pairs,))
     return _join(y, _last(leaders, 1, reverse), reverse) if d % 2 else y
+
+
+def _scan_by_doubling(a: Tensor, x: Tensor, reverse: bool) -> Tensor:
+    """Recursive doubling: each place takes over what lies 1, 2, 4, ... places before it. That is O(d log d) work, but
+    half the operations, whose number is what counts where d is small."""
+    y, d, reach = x, x.shape[-1], 1
+    while reach < d:
+        carried = torch.addcmul(_last(y, d - reach, reverse), a, _first(y, d - reach, reverse))
+        y = _join(_first(y, reach, reverse), carried, reverse)
+        if a.shape[-1] == 1:
+            a = a * a
+        elif 2 * reach < d:
+            a = _last(a, d - 2 * reach, reverse) * _first(a, d - 2 * reach, reverse)
+        reach *= 2
+    return y
 
 
 def _first(x: Tensor, n: int, reverse: bool) -> Tensor:
@@ -124,3 +175,44 @@ class _LinearRecurrence(torch.autograd.Function):
             carried = coefficient_tangent * _first(y, y.shape[-1] - 1, ctx.reverse)
             forcing = forcing + pad(carried, (0, 1) if ctx.reverse else (1, 0))
         return linear_recurrence(coefficient, forcing, reverse=ctx.reverse)
+
+
+class _Autoregression(torch.autograd.Function):
+    r"""With g the gradient of u and :math:`h = T(\rho)^\top g` its adjoint recurrence, for t > 1 the gradient of
+    :math:`\epsilon_t` is :math:`h_t \operatorname{sech}\alpha_t`, and that of :math:`\alpha_t` is :math:`h_t
+    \operatorname{sech}\alpha_t\, (u_{t-1} \operatorname{sech}\alpha_t - \rho_t \epsilon_t)`."""
+
+    @staticmethod
+    def forward(atanh_rho, noise):
+        return _autoregression(atanh_rho, noise)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx, grad):
+        atanh_rho, noise, u = ctx.saved_tensors
+        rho, sech = atanh_rho.tanh(), atanh_rho.cosh().reciprocal()
+        adjoint = linear_recurrence(rho, grad, reverse=True)
+        grad_atanh_rho = grad_noise = None
+        weighted = sech * adjoint[..., 1:]
+        if ctx.needs_input_grad[0]:
+            slope = sech * u[..., :-1] - rho * noise[..., 1:]
+            grad_atanh_rho = (weighted * slope).sum_to_size(atanh_rho.shape)
+        if ctx.needs_input_grad[1]:
+            grad_noise = torch.cat([adjoint[..., :1], weighted], -1)
+        return grad_atanh_rho, grad_noise
+
+    @staticmethod
+    def jvp(ctx, atanh_rho_tangent, noise_tangent):
+        atanh_rho, noise, u = ctx.saved_tensors
+        rho, sech = atanh_rho.tanh(), atanh_rho.cosh().reciprocal()
+        forcing = torch.zeros_like(u)
+        if noise_tangent is not None:
+            forcing = torch.cat([noise_tangent[..., :1], sech * noise_tangent[..., 1:]], -1)
+        if atanh_rho_tangent is not None:
+            slope = sech * u[..., :-1] - rho * noise[..., 1:]
+            forcing = forcing + pad(atanh_rho_tangent * sech * slope, (1, 0))
+        return linear_recurrence(rho, forcing)

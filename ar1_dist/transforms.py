@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
-from ar1_dist.recurrence import linear_recurrence
+from ar1_dist.recurrence import autoregression
 
 __all__ = ["AR1Transform"]
 
@@ -134,8 +134,7 @@ class AR1Transform(Transform):
 
     def _call(self, x: Tensor) -> Tensor:
         self._check_event_shape(x)
-        innovations = x[..., 1:] / self.atanh_rho.cosh()  # 1/cosh(artanh rho) = sqrt(1 - rho^2)
-        return self.loc + self.scale * linear_recurrence(self.rho, _prepend(x[..., :1], innovations))
+        return self.loc + self.scale * autoregression(self.atanh_rho, x)
 
     def _inverse(self, y: Tensor) -> Tensor:
         self._check_event_shape(y)
