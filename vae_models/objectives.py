@@ -81,9 +81,10 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
     n, d = x.shape[-2:]
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        # ||a||^2 + ||b||^2 - 2 a.b, which unlike torch.cdist has a second derivative where a = b.
+        # ||a||^2 + ||b||^2 - 2 a.b, which unlike torch.cdist has a second derivative where a = b. Rounding can leave it
+        # below zero, far below for large vectors.
         squares = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2) - 2 * a @ b.mT
-        return (-squares / (2 * d)).exp()
+        return (-squares.clamp(min=0) / (2 * d)).exp()
 
     within = kernel(x, x) + kernel(y, y)
     off_diagonal = within.sum((-2, -1)) - within.diagonal(dim1=-2, dim2=-1).sum(-1)

@@ -4,7 +4,10 @@ r"""Posterior heads: modules from features, of shape ``(N, num_features)``, to a
 A scale is :math:`e^{v/2}` of a linear log-variance v, as in Kingma & Welling (arXiv:1312.6114): the divergence from a
 standard normal then holds v by :math:`\tfrac12 (e^v - v - 1)`, whose gradient in v is finite on both sides. A
 correlation is :math:`\tanh \alpha` of a linear :math:`\alpha`, and the divergence holds :math:`\alpha` by
-:math:`\log\cosh\alpha` per pair. The parts that correlate start at zero where that is the diagonal posterior.
+:math:`\log\cosh\alpha` per pair.
+
+Every covariance starts at the identity, but for the low-rank factor, which zero would hold in a saddle point. With
+random weights there, the first steps of Adam at 1e-3 through wide layers let a scale grow by orders of magnitude.
 
 Note:
     Nothing is clamped, and the distributions do not validate their parameters. Every finite :math:`\alpha` is valid,
@@ -30,7 +33,7 @@ class Diagonal(nn.Module):
     def __init__(self, num_features: int, latent_dim: int) -> None:
         super().__init__()
         self.loc = _linear(num_features, latent_dim)
-        self.log_variance = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, latent_dim, zero=True)
 
     def forward(self, features: Tensor) -> TorchDistributionMixin:
         scale = (0.5 * self.log_variance(features)).exp()
@@ -45,8 +48,8 @@ class AR1(nn.Module):
     def __init__(self, num_features: int, latent_dim: int) -> None:
         super().__init__()
         self.loc = _linear(num_features, latent_dim)
-        self.log_variance = _linear(num_features, 1)
-        self.atanh_rho = _linear(num_features, 1)
+        self.log_variance = _linear(num_features, 1, zero=True)
+        self.atanh_rho = _linear(num_features, 1, zero=True)
 
     def forward(self, features: Tensor) -> TorchDistributionMixin:
         scale = (0.5 * self.log_variance(features)).exp()
@@ -54,13 +57,12 @@ class AR1(nn.Module):
 
 
 class Markov(nn.Module):
-    """A scale per coordinate and a correlation per pair of neighbours: any Gauss–Markov chain. Training starts at
-    correlation zero, the diagonal posterior."""
+    """A scale per coordinate and a correlation per pair of neighbours: any Gauss–Markov chain."""
 
     def __init__(self, num_features: int, latent_dim: int) -> None:
         super().__init__()
         self.loc = _linear(num_features, latent_dim)
-        self.log_variance = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, latent_dim, zero=True)
         # With one latent there is no pair; AR1Normal then ignores the correlation.
         self.atanh_rho = _linear(num_features, max(latent_dim - 1, 1), zero=True)
 
@@ -78,7 +80,7 @@ class LowRank(nn.Module):
             raise ValueError(f"rank must be at least 1, got {rank}")
         super().__init__()
         self.loc = _linear(num_features, latent_dim)
-        self.log_variance = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, latent_dim, zero=True)
         self.factor = _linear(num_features, latent_dim * rank)
         self.shape = (latent_dim, rank)
 
@@ -90,14 +92,14 @@ class LowRank(nn.Module):
 
 class Full(nn.Module):
     """Any covariance, by its lower Cholesky factor: a scale per coordinate on the diagonal and a linear unit for each
-    entry below it. Training starts with zeros there, the diagonal posterior."""
+    entry below it."""
 
     below: Tensor
 
     def __init__(self, num_features: int, latent_dim: int) -> None:
         super().__init__()
         self.loc = _linear(num_features, latent_dim)
-        self.log_variance = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, latent_dim, zero=True)
         # With one latent there is nothing below the diagonal, but torch's layers have no zero outputs.
         self.off_diagonal = _linear(num_features, max(latent_dim * (latent_dim - 1) // 2, 1), zero=True)
         self.register_buffer("below", torch.tril_indices(latent_dim, latent_dim, -1), persistent=False)
@@ -110,7 +112,7 @@ class Full(nn.Module):
 
 
 def _linear(num_features: int, size: int, *, zero: bool = False) -> nn.Linear:
-    """A linear layer with Xavier's weights (Glorot & Bengio, 2010), or with zeros, and without bias at first."""
+    """A linear layer with Xavier's weights (Glorot & Bengio, 2010), or with zeros, and with a bias of zero."""
     layer = nn.Linear(num_features, size)
     if zero:
         nn.init.zeros_(layer.weight)

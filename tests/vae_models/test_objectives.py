@@ -60,6 +60,14 @@ def test_mmd_is_differentiable():
     assert gradgradcheck(mmd, (x, y))
 
 
+def test_mmd_of_large_vectors_is_bounded():
+    """Between two samples far apart every kernel is 0, whatever rounding does to the distances."""
+    x = (1e6 * torch.randn(50, 20)).requires_grad_()
+    discrepancy = mmd(x, 1e6 * torch.randn(50, 20))
+    assert discrepancy.abs() < 1e-3
+    assert torch.autograd.grad(discrepancy, x)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("shapes", [((1, 3), (1, 3)), ((4, 3), (5, 3)), ((4, 3), (4, 2))])
 def test_mmd_needs_two_samples_of_one_shape(shapes):
     with pytest.raises(ValueError, match="two samples of one shape"):
