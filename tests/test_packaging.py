@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tomllib
+from importlib import resources
 from pathlib import Path
 
 import ar1_dist
@@ -34,6 +35,10 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
     run = subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", code], capture_output=True, text=True)
     assert run.stdout.split() == ["ar1_dist"], run.stderr
+
+
+def test_template_of_the_report_is_in_the_package():
+    assert resources.files("vae_models").joinpath("report.html.jinja").is_file()
 
 
 def test_one_version():

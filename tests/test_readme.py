@@ -1,18 +1,31 @@
-"""The README's code runs, in order, and does what the README says."""
+"""The code of the README and of the pages runs, in order, and does what they say."""
 
 import re
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 
 
-def test_code_runs():
+def run_blocks(page: Path, count: int) -> dict:
+    """The names that the page's Python blocks define, of which there are to be so many."""
     names: dict = {}
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == count
     for block in blocks:
-        exec(compile(block, README.name, "exec"), names)
+        exec(compile(block, page.name, "exec"), names)
+    return names
+
+
+def test_readme():
+    names = run_blocks(ROOT / "README.md", 2)
     assert names["z"].shape == (128, 20)
     assert names["kl"].shape == (128,)
     losses = names["losses"]
     assert sum(losses[-20:]) < sum(losses[:20])
+
+
+def test_vae_models_page():
+    names = run_blocks(ROOT / "docs" / "vae_models.md", 1)
+    assert names["q"].batch_shape == (16,)
+    assert type(names["q"]).__name__ == "AR1Normal"
+    assert names["loss"] > 0
