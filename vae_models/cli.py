@@ -363,7 +363,8 @@ def _resumed(context: typer.Context, folder: Path) -> "Config | None":
     """The settings of the run in the folder, if there is one and no option says anything of settings."""
     from vae_models.runs import read_config
 
-    given = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     if given - {"out", "resume", *_HARDWARE} or not (folder / "config.json").exists():
         return None  # runs.train sees that the options agree with the run
     return read_config(folder)
