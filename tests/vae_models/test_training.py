@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import Progress
 from torch.distributions import kl_divergence
 
-from vae_models.config import Config
-from vae_models.data import Images
+from vae_models.config import PRESETS, Config
+from vae_models.data import Images, load
 from vae_models.objectives import Objective
 from vae_models.posteriors import POSTERIORS
 from vae_models.runs import read_metrics
@@ -48,6 +48,11 @@ def same_weights(a: VAE, b: VAE) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
+@pytest.fixture(scope="module")
+def small_digits() -> Images:
+    return Images(*(images[:200] for images in load("digits", image_size=16)))
+
+
 @every_posterior
 def test_improves(posterior, few):
     vae, history = trained(few, posterior=posterior, epochs=15)
@@ -59,6 +64,24 @@ def test_improves(posterior, few):
         assert tuple(row) == History.COLUMNS
         assert row["validation_negative_elbo"] == pytest.approx(row["validation_reconstruction"] + row["validation_kl"])
     assert not vae.training
+
+
+SMALL = {
+    "vanilla": {"hidden": 40},
+    "beta": {"channels": (8, 8, 8, 8), "hidden": 20},
+    "cnn": {"channels": (8, 8), "hidden": 20},
+    "info": {"channels": (8, 8), "hidden": 20},
+}
+
+
+@every_posterior
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_improves_with_every_posterior(preset, posterior, small_digits):
+    small = {"latent_dim": 4, "network_options": SMALL[preset], "epochs": 8, "batch_size": 50, "learning_rate": 5e-3}
+    config = Config.from_preset(preset, posterior=posterior, **small)
+    torch.manual_seed(0)
+    losses = fit(VAE.build((1, 16, 16), **config.vae_arguments()), small_digits, config).column("train_loss")
+    assert losses[-1] < 0.95 * losses[0]
 
 
 @every_posterior
@@ -369,7 +392,7 @@ import sys
 import torch
 from lightning.pytorch.callbacks import Callback
 from vae_models import data, runs
-from vae_models.config import Config
+from vae_models.config import PRESETS, Config
 
 torch.set_num_threads(1)
 
