@@ -1,6 +1,7 @@
 """Every test is seeded, single-threaded and starts with an empty Pyro parameter store."""
 
 import os
+import signal
 
 import pyro
 import pytest
@@ -10,6 +11,9 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# A shell ignores SIGINT in its background jobs, and what they start inherits that; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Threads of several test processes wait for each other on small tensors, and cost a hundredfold.
 torch.set_num_threads(1)
