@@ -1,6 +1,5 @@
 """What is made of runs whose training has ended: final figures, pictures and the report."""
 
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -171,7 +170,7 @@ def _write(
     write_report(
         folder / "report.html",
         title=title,
-        settings={**config.to_json(), "objective": dataclasses.asdict(config.objective)},
+        settings=config.to_json(),
         results=results,
         pictures=[Picture(pngs[name], each.caption, each.alt) for name, each in shown.items()],
     )
