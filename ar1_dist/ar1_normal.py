@@ -8,9 +8,11 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from ar1_dist import functional
 from ar1_dist.constraints import open_interval
+from ar1_dist.functional import log_cosh, sum_shared
 from ar1_dist.recurrence import linear_recurrence
-from ar1_dist.transforms import AR1Transform, infer_shapes, log_cosh, sum_shared
+from ar1_dist.transforms import AR1Transform, infer_shapes
 
 __all__ = ["AR1Normal"]
 
@@ -95,7 +97,7 @@ class AR1Normal(TorchDistribution):
     ) -> None:
         self.transform = AR1Transform(loc, scale, rho, atanh_rho=atanh_rho)
         # Those of the parameters that were given: Pyro's reparametrisers rebuild a distribution from all that it names.
-        self.arg_constraints = {name: self.arg_constraints[name] for name in self.transform.parameters()}
+        self.arg_constraints = {name: self.arg_constraints[name] for name in self.transform.names}
         # The base class would check rho where only atanh_rho was given, and would let infinity through.
         super().__init__(self.transform.batch_shape, self.transform.event_shape, validate_args=False)
         self._validate_args = Distribution._validate_args if validate_args is None else validate_args
@@ -141,8 +143,7 @@ class AR1Normal(TorchDistribution):
         return infer_shapes({name: torch.Size(shape) for name, shape in given.items() if shape is not None})
 
     def __repr__(self) -> str:
-        names = self.transform.parameters()
-        described = ", ".join(f"{name}: {_describe(getattr(self, name))}" for name in names)
+        described = ", ".join(f"{name}: {_describe(getattr(self, name))}" for name in self.transform.names)
         return f"{type(self).__name__}({described})"
 
     @property
@@ -254,9 +255,8 @@ class AR1Normal(TorchDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        d = int(self.event_shape[0])  # a tensor under torch.jit.trace, where its product with a number is float32
-        squares = self.transform.inv(value).square().sum(-1)
-        log_prob = -0.5 * (squares + d * math.log(2 * math.pi)) - self.transform.log_det
+        self.transform.check_event_shape(value)
+        log_prob = functional.log_prob(value, *self.transform.arguments, atanh=self.transform.atanh)
         return log_prob.expand(broadcast_shape(self.batch_shape, log_prob.shape))
 
     def _validate_sample(self, value: Tensor) -> None:

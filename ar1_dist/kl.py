@@ -30,6 +30,7 @@ import itertools
 
 import pyro.distributions
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import (
     Distribution,
@@ -44,8 +45,9 @@ from torch.distributions.kl import _KL_MEMOIZE, _dispatch_kl
 from torch.nn.functional import softplus
 
 from ar1_dist.ar1_normal import AR1Normal
+from ar1_dist.functional import log_cosh, sign_of, sum_shared, whiten, widen
+from ar1_dist.kernels import with_kernels
 from ar1_dist.recurrence import linear_recurrence
-from ar1_dist.transforms import sign_of, sum_shared, whiten, widen
 
 __all__: list[str] = []
 
@@ -159,9 +161,24 @@ def _kl_normal_independent(q: AR1Normal | MultivariateNormal | LowRankMultivaria
     base, ndims = _unwrap(p)
     if ndims == 0:
         return kl_divergence(q, base)
+    if isinstance(q, AR1Normal) and isinstance(base, Normal):
+        kl = kl_to_normal(*q.transform.arguments, base.loc, base.scale, atanh=q.transform.atanh)
+        return kl if kl.shape == q.batch_shape else kl.expand(broadcast_shape(q.batch_shape, kl.shape))
     marginals = Normal(q.mean, q.stddev, validate_args=False)
     total_correlation = q.total_correlation if isinstance(q, AR1Normal) else marginals.entropy().sum(-1) - q.entropy()
     return kl_divergence(marginals, base).sum(-1) + total_correlation
+
+
+@with_kernels
+def kl_to_normal(
+    loc: Tensor, scale: Tensor, correlation: Tensor, p_loc: Tensor, p_scale: Tensor, *, atanh: bool
+) -> Tensor:
+    r"""To independent normals :math:`\mathcal{N}(\mu_t, \tau_t^2)`, the case that guides meet in every step:
+    :math:`\sum_t \big[\tfrac12 \big(\mathrm{scale}_t^2 + (\mathrm{loc}_t - \mu_t)^2\big)/\tau_t^2 - \tfrac12 -
+    \log(\mathrm{scale}_t/\tau_t)\big] - \tfrac12 \sum_{t \ge 2} \log(1 - \rho_t^2)`."""
+    marginals, p = Normal(loc, scale, validate_args=False), Normal(p_loc, p_scale, validate_args=False)
+    alpha = correlation if atanh else correlation.atanh()
+    return kl_divergence(marginals, p).sum(-1) + sum_shared(log_cosh(alpha), loc.shape[-1] - 1)
 
 
 def _log_cosh_ratio(x: Tensor, y: Tensor) -> Tensor:

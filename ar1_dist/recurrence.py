@@ -22,9 +22,12 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ar1_dist.kernels import with_kernels
+
 __all__ = ["autoregression", "linear_recurrence"]
 
 
+@with_kernels
 def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) -> Tensor:
     r"""Solve :math:`y_t = a_t\, y_{t-1} + x_t` along the last dimension; with ``reverse``, its transpose
     :math:`y_t = a_{t+1}\, y_{t+1} + x_t`.
@@ -48,7 +51,7 @@ def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) 
     x = x.expand(broadcast_shape(coefficient.shape[:-1], x.shape[:-1]) + x.shape[-1:])
     if x.shape[-1] == 1:
         return x
-    if _is_transformed():
+    if _needs_plain_operations():
         return _scan(coefficient, x, reverse)
     return _LinearRecurrence.apply(coefficient, x, reverse)
 
@@ -71,7 +74,7 @@ def autoregression(atanh_rho: Tensor, noise: Tensor) -> Tensor:
     noise = noise.expand(broadcast_shape(atanh_rho.shape[:-1], noise.shape[:-1]) + noise.shape[-1:])
     if noise.shape[-1] == 1:
         return noise
-    if _is_transformed():
+    if _needs_plain_operations():
         return _autoregression(atanh_rho, noise)
     return _Autoregression.apply(atanh_rho, noise)
 
@@ -81,9 +84,9 @@ def _autoregression(atanh_rho: Tensor, noise: Tensor) -> Tensor:
     return _scan(atanh_rho.tanh(), torch.cat([noise[..., :1], innovations], -1), False)
 
 
-def _is_transformed() -> bool:
-    """Whether to compute by plain operations. Tracers can't record an autograd function that has a jvp rule, and
-    torch.func's nested jvp loses the outer tangent in one (pytorch issue 197867)."""
+def _needs_plain_operations() -> bool:
+    """Whether autograd functions won't do. Tracers can't record one that has a jvp rule, and torch.func's nested jvp
+    loses the outer tangent in one (pytorch issue 197867)."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 

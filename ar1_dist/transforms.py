@@ -1,8 +1,4 @@
-r"""The autoregressive map between white noise and a first-order autoregressive vector, and its parameters.
-
-Everything here is a function of :math:`\alpha = \operatorname{artanh} \rho` where precision is at stake:
-:math:`1 - \rho^2 = \operatorname{sech}^2 \alpha` is right when :math:`\rho` itself rounds to 1.
-"""
+r"""The autoregressive map between white noise and a first-order autoregressive vector, and its parameters."""
 
 import functools
 import numbers
@@ -14,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
-from ar1_dist.recurrence import autoregression
+from ar1_dist.functional import colour, log_det, whiten, widen
 
 __all__ = ["AR1Transform"]
 
@@ -87,35 +83,43 @@ class AR1Transform(Transform):
         super().__init__(cache_size=cache_size)
         if (rho is None) == (atanh_rho is None):
             raise ValueError("Exactly one of rho and atanh_rho must be given.")
-        self._given = "rho" if atanh_rho is None else "atanh_rho"
-        parameters = {"loc": loc, "scale": scale, self._given: rho if atanh_rho is None else atanh_rho}
+        self.atanh = rho is None  # whether the correlation is given as atanh_rho
+        self.names = ("loc", "scale", "atanh_rho" if self.atanh else "rho")
+        parameters = dict(zip(self.names, (loc, scale, atanh_rho if self.atanh else rho), strict=True))
         _check_types(parameters)
-        shapes = {
-            name: value.shape if isinstance(value, Tensor) else torch.Size() for name, value in parameters.items()
-        }
-        self.batch_shape, self.event_shape = infer_shapes(shapes)
+        self.batch_shape, self.event_shape = infer_shapes(
+            {name: value.shape if isinstance(value, Tensor) else torch.Size() for name, value in parameters.items()}
+        )
         # A 0-d leaf is kept as it is, so that it can be copied; a view of it can't.
-        self.loc, self._scale, self._correlation = _as_tensors(parameters).values()
+        self.loc, self._scale, self._correlation = _as_tensors(parameters)
 
     @property
     def scale(self) -> Tensor:
-        return torch.atleast_1d(self._scale)
+        return _at_least_1d(self._scale)
 
     # Derived on each access, not kept: a kept one would be stale after an optimiser's step on a leaf, and its part of
     # the autograd graph would be gone after the first backward.
     @property
     def rho(self) -> Tensor:
-        given = torch.atleast_1d(self._correlation)
-        return given if self._given == "rho" else given.tanh()
+        return self.correlation.tanh() if self.atanh else self.correlation
 
     @property
     def atanh_rho(self) -> Tensor:
-        given = torch.atleast_1d(self._correlation)
-        return given if self._given == "atanh_rho" else given.atanh()
+        return self.correlation if self.atanh else self.correlation.atanh()
+
+    @property
+    def correlation(self) -> Tensor:
+        """``rho`` or ``atanh_rho``, whichever was given."""
+        return _at_least_1d(self._correlation)
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What was given, as the functions in :mod:`ar1_dist.functional` take it."""
+        return self.loc, self.scale, self.correlation
 
     def parameters(self) -> dict[str, Tensor]:
-        """The parameters that were given, by name."""
-        return {"loc": self.loc, "scale": self.scale, self._given: getattr(self, self._given)}
+        """What was given, by name."""
+        return dict(zip(self.names, self.arguments, strict=True))
 
     def with_cache(self, cache_size: int = 1) -> "AR1Transform":
         if self._cache_size == cache_size:
@@ -123,7 +127,7 @@ class AR1Transform(Transform):
         return type(self)(**self.parameters(), cache_size=cache_size)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, AR1Transform) or self._given != other._given:
+        if not isinstance(other, AR1Transform) or self.names != other.names:
             return False
         theirs = other.parameters()
         return all(
@@ -133,11 +137,11 @@ class AR1Transform(Transform):
     __hash__ = Transform.__hash__
 
     def _call(self, x: Tensor) -> Tensor:
-        self._check_event_shape(x)
-        return self.loc + self.scale * autoregression(self.atanh_rho, x)
+        self.check_event_shape(x)
+        return colour(*self.arguments, x, atanh=self.atanh)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        self._check_event_shape(y)
+        self.check_event_shape(y)
         dtype = torch.promote_types(y.dtype, self.loc.dtype)
         return whiten((widen(y) - self.loc) / self.scale, self.atanh_rho, dtype)
 
@@ -147,60 +151,13 @@ class AR1Transform(Transform):
     @property
     def log_det(self) -> Tensor:
         """The log-determinant, which no argument changes, of a shape that broadcasts to ``batch_shape``."""
-        (d,) = self.event_shape
-        return sum_shared(self.scale.log(), d) - sum_shared(log_cosh(self.atanh_rho), d - 1)
+        return log_det(*self.arguments[1:], d=self.event_shape[0], atanh=self.atanh)
 
-    def _check_event_shape(self, value: Tensor) -> None:
-        if value.shape[-1:] != self.event_shape:
+    def check_event_shape(self, value: Tensor) -> None:
+        if value.dim() == 0 or value.shape[-1] != self.event_shape[0]:
             raise ValueError(
                 f"The value's last dimension must be {self.event_shape[0]}, loc's; got shape {tuple(value.shape)}."
             )
-
-
-def whiten(u: Tensor, atanh_rho: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""The standardised innovations :math:`(u_t - \rho_t u_{t-1})/\sqrt{1 - \rho_t^2}`, and :math:`u_1` first.
-
-    Args:
-        u (Tensor): of shape ``(..., d)``; its differences are taken in its own precision (see :func:`widen`).
-        atanh_rho (Tensor): of shape ``(..., d - 1)`` or ``(..., 1)``.
-        dtype (torch.dtype): the result's.
-    """
-    sign = sign_of(atanh_rho)
-    difference = (u[..., 1:] - sign * u[..., :-1]).to(dtype)
-    u = u.to(dtype)
-    return _prepend(u[..., :1], atanh_rho.cosh() * difference + sign * ((-sign * atanh_rho).exp() * u[..., :-1]))
-
-
-def widen(x: Tensor) -> Tensor:
-    r"""x in the next wider floating type, where there is one on its device.
-
-    Neighbours are subtracted and the difference is multiplied by up to :math:`\cosh \operatorname{artanh} \rho`:
-    quotients that are rounded before that lose as many digits as the factor has.
-    """
-    if x.dtype in (torch.float16, torch.bfloat16):
-        return x.float()
-    return x.double() if x.dtype == torch.float32 and x.device.type != "mps" else x
-
-
-def sign_of(x: Tensor) -> Tensor:
-    """+1 where ``x >= 0``, else -1, as int8: a constant to autograd, unlike ``x.sign()`` without a zero between."""
-    return 2 * (x >= 0).to(torch.int8) - 1
-
-
-def log_cosh(x: Tensor) -> Tensor:
-    r""":math:`\log\cosh x = \log(1 + 2 \sinh^2(x/2))`, to full relative precision; with :math:`x =
-    \operatorname{artanh}\rho` it is :math:`-\tfrac12 \log(1 - \rho^2)`."""
-    return (2 * (x / 2).sinh().square()).log1p()
-
-
-def sum_shared(x: Tensor, n: int) -> Tensor:
-    """The sum of n terms along the last dimension, which has size n or, where all terms are equal, 1."""
-    return x.sum(-1) if x.shape[-1] == n else n * x.squeeze(-1)
-
-
-def _prepend(first: Tensor, rest: Tensor) -> Tensor:
-    batch_shape = broadcast_shape(first.shape[:-1], rest.shape[:-1])
-    return torch.cat([first.expand(batch_shape + first.shape[-1:]), rest.expand(batch_shape + rest.shape[-1:])], -1)
 
 
 def infer_shapes(shapes: dict[str, torch.Size]) -> tuple[torch.Size, torch.Size]:
@@ -225,6 +182,8 @@ def infer_shapes(shapes: dict[str, torch.Size]) -> tuple[torch.Size, torch.Size]
                 f"{tuple(loc_shape)}; got shape {tuple(shape)}."
             )
         batch_shapes.append(shape[:-1])
+    if all(shape == batch_shapes[0] for shape in batch_shapes):
+        return batch_shapes[0], loc_shape[-1:]
     try:
         return torch.Size(broadcast_shape(*batch_shapes)), loc_shape[-1:]
     except ValueError:
@@ -242,17 +201,21 @@ def _check_types(parameters: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be {wanted}; got {value!r}.")
 
 
-def _as_tensors(parameters: dict[str, Any]) -> dict[str, Tensor]:
+def _as_tensors(parameters: dict[str, Any]) -> list[Tensor]:
     """Tensors of one dtype on loc's device; numbers become tensors of shape (1,)."""
     # As everywhere in torch, numbers and 0-d tensors don't take part in promotion.
     dtypes = [value.dtype for value in parameters.values() if isinstance(value, Tensor) and value.dim() > 0]
     dtype, device = functools.reduce(torch.promote_types, dtypes), parameters["loc"].device
-    tensors = {}
-    for name, value in parameters.items():
-        if not isinstance(value, Tensor):
-            tensors[name] = torch.full((1,), float(value), dtype=dtype, device=device)
-        elif value.dim() == 0:
-            tensors[name] = value.to(device, dtype)
-        else:
-            tensors[name] = value.to(dtype)
-    return tensors
+    return [_as_tensor(value, dtype, device) for value in parameters.values()]
+
+
+def _as_tensor(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if not isinstance(value, Tensor):
+        return torch.full((1,), float(value), dtype=dtype, device=device)
+    if value.dim() == 0:
+        return value.to(device, dtype)
+    return value if value.dtype == dtype else value.to(dtype)
+
+
+def _at_least_1d(x: Tensor) -> Tensor:
+    return x if x.dim() > 0 else x.unsqueeze(0)

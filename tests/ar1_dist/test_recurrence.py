@@ -5,6 +5,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from ar1_dist import recurrence
 from ar1_dist.recurrence import autoregression, linear_recurrence
 
+pytestmark = pytest.mark.usefixtures("each_path")
+
 SIZES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33, 64, 65, 66, 67, 128, 131]
 
 
@@ -54,7 +56,7 @@ def test_derivatives(d, shared, reverse):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_saves_the_coefficient_and_the_result_only(reverse):
+def test_saves_the_coefficient_and_the_result_only(reverse, plain_path):
     a, x = inputs(1024, False, requires_grad=True)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
@@ -62,7 +64,7 @@ def test_saves_the_coefficient_and_the_result_only(reverse):
     assert {tensor.data_ptr() for tensor in saved} == {a.data_ptr(), y.data_ptr()}
 
 
-def test_depth_grows_as_the_logarithm():
+def test_depth_grows_as_the_logarithm(plain_path):
     def operations(d: int) -> int:
         with torch.profiler.profile() as profile:
             linear_recurrence(torch.full((1,), 0.5), torch.ones(d))
@@ -133,7 +135,7 @@ def test_autoregression_saves_its_arguments_and_result_only():
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("d", SIZES)
-def test_reduction_alone(d, shared, reverse, monkeypatch):
+def test_reduction_alone(d, shared, reverse, monkeypatch, plain_path):
     monkeypatch.setattr(recurrence, "_SHORT", 1)
     a, x = inputs(d, shared)
     torch.testing.assert_close(linear_recurrence(a, x, reverse=reverse), loop(a, x, reverse), rtol=1e-13, atol=1e-13)

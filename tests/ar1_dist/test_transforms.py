@@ -11,7 +11,7 @@ from torch.distributions import Normal as TorchNormal
 from torch.distributions import TransformedDistribution
 
 from ar1_dist import AR1Normal, AR1Transform
-from ar1_dist.transforms import log_cosh
+from ar1_dist.functional import log_cosh
 
 from . import reference
 from .cases import CASES, any_case, assert_close, over

@@ -1,0 +1,92 @@
+r"""The chain's operations as functions of tensors: colouring and whitening, density, and what both are made of.
+
+Throughout ``loc`` has shape ``(..., d)``; ``scale``, the marginal standard deviation, ``(..., d)`` or ``(..., 1)``; and
+``correlation``, which is :math:`\alpha = \operatorname{artanh} \rho` if ``atanh`` is true and else :math:`\rho`,
+``(..., d - 1)`` or ``(..., 1)``. Leading dimensions broadcast. Everything is a function of :math:`\alpha` where
+precision is at stake: :math:`1 - \rho^2 = \operatorname{sech}^2 \alpha` is right when :math:`\rho` itself rounds to 1.
+"""
+
+import math
+
+import torch
+from pyro.distributions.util import broadcast_shape
+from torch import Tensor
+
+from ar1_dist.kernels import with_kernels
+from ar1_dist.recurrence import autoregression
+
+__all__ = ["colour", "log_cosh", "log_det", "log_prob", "sign_of", "sum_shared", "whiten", "widen"]
+
+
+@with_kernels
+def colour(loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, atanh: bool) -> Tensor:
+    r""":math:`z_t = \mathrm{loc}_t + \mathrm{scale}_t u_t` with u the standardised chain that
+    :func:`~ar1_dist.recurrence.autoregression` makes of the noise, of shape ``(..., d)``."""
+    return loc + scale * autoregression(_atanh_of(correlation, atanh), noise)
+
+
+@with_kernels
+def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, atanh: bool) -> Tensor:
+    r"""The log density :math:`-\tfrac12 \sum_t w_t^2 - \tfrac{d}{2} \log 2\pi` less :func:`log_det`, with w the
+    whitened value, which has shape ``(..., d)``."""
+    d = int(loc.shape[-1])  # a tensor under torch.jit.trace, where its product with a number is float32
+    dtype = torch.promote_types(value.dtype, loc.dtype)
+    w = whiten((widen(value) - loc) / scale, _atanh_of(correlation, atanh), dtype)
+    return -0.5 * (w.square().sum(-1) + d * math.log(2 * math.pi)) - log_det(scale, correlation, d=d, atanh=atanh)
+
+
+@with_kernels
+def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool) -> Tensor:
+    r"""The logarithm of the determinant of the Cholesky factor, :math:`\sum_t \log \mathrm{scale}_t + \tfrac12 \sum_{t
+    \ge 2} \log(1 - \rho_t^2)`."""
+    return sum_shared(scale.log(), d) - sum_shared(log_cosh(_atanh_of(correlation, atanh)), d - 1)
+
+
+def whiten(u: Tensor, atanh_rho: Tensor, dtype: torch.dtype) -> Tensor:
+    r"""The standardised innovations :math:`(u_t - \rho_t u_{t-1})/\sqrt{1 - \rho_t^2}`, and :math:`u_1` first.
+
+    Args:
+        u (Tensor): of shape ``(..., d)``; its differences are taken in its own precision (see :func:`widen`).
+        atanh_rho (Tensor): of shape ``(..., d - 1)`` or ``(..., 1)``.
+        dtype (torch.dtype): the result's.
+    """
+    sign = sign_of(atanh_rho)
+    difference = (u[..., 1:] - sign * u[..., :-1]).to(dtype)
+    u = u.to(dtype)
+    return _prepend(u[..., :1], atanh_rho.cosh() * difference + sign * ((-sign * atanh_rho).exp() * u[..., :-1]))
+
+
+def widen(x: Tensor) -> Tensor:
+    r"""x in the next wider floating type, where there is one on its device.
+
+    Neighbours are subtracted and the difference is multiplied by up to :math:`\cosh \operatorname{artanh} \rho`:
+    quotients that are rounded before that lose as many digits as the factor has.
+    """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return x.float()
+    return x.double() if x.dtype == torch.float32 and x.device.type != "mps" else x
+
+
+def sign_of(x: Tensor) -> Tensor:
+    """+1 where ``x >= 0``, else -1, as int8: a constant to autograd, unlike ``x.sign()`` without a zero between."""
+    return 2 * (x >= 0).to(torch.int8) - 1
+
+
+def log_cosh(x: Tensor) -> Tensor:
+    r""":math:`\log\cosh x = \log(1 + 2 \sinh^2(x/2))`, to full relative precision; with :math:`x =
+    \operatorname{artanh}\rho` it is :math:`-\tfrac12 \log(1 - \rho^2)`."""
+    return (2 * (x / 2).sinh().square()).log1p()
+
+
+def sum_shared(x: Tensor, n: int) -> Tensor:
+    """The sum of n terms along the last dimension, which has size n or, where all terms are equal, 1."""
+    return x.sum(-1) if x.shape[-1] == n else n * x.squeeze(-1)
+
+
+def _atanh_of(correlation: Tensor, atanh: bool) -> Tensor:
+    return correlation if atanh else correlation.atanh()
+
+
+def _prepend(first: Tensor, rest: Tensor) -> Tensor:
+    batch_shape = broadcast_shape(first.shape[:-1], rest.shape[:-1])
+    return torch.cat([first.expand(batch_shape + first.shape[-1:]), rest.expand(batch_shape + rest.shape[-1:])], -1)

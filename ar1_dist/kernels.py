@@ -1,0 +1,176 @@
+r"""What computes: compiled kernels where they apply, plain torch everywhere else.
+
+Every operation has a formula in plain torch, which serves all devices, types and transformations and is differentiable
+to any order. Kernels of the same name give its value and its gradient faster: :mod:`ar1_dist.numba_kernels` on a CPU.
+"""
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = ["KernelError", "is_transformed", "set_kernels", "with_kernels"]
+
+_MODULES = {"numba": "ar1_dist.numba_kernels"}
+_choice = "auto"
+_failed: set[str] = set()
+
+
+class KernelError(RuntimeError):
+    """Kernels can't be loaded or compiled."""
+
+
+def set_kernels(choice: str) -> str:
+    """Choose what computes, for the whole process.
+
+    Args:
+        choice (str): ``"auto"``, the default: kernels where they apply and compile, else plain torch. ``"torch"``:
+            plain torch alone. ``"numba"``: numba's kernels wherever they apply, and a :class:`KernelError` where they
+            don't compile.
+
+    Returns:
+        str: the choice before.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    global _choice
+    if choice not in ("auto", "torch", *_MODULES):
+        raise ValueError(f"choice must be 'auto', 'torch' or 'numba'; got {choice!r}.")
+    _choice, previous = choice, _choice
+    _failed.clear()
+    return previous
+
+
+def with_kernels(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let kernels compute an operation on tensors and its first derivative.
+
+    A module of kernels has a function of the operation's name that takes what it does, ``(*tensors, **options)``, and
+    returns a tuple of the value and of what the gradient needs; and one with ``_backward`` after it that takes
+    ``(needed, grad, *tensors, *kept, **options)`` and returns the gradients, one that isn't needed being anything. They
+    need not be summed over the dimensions along which a tensor was broadcast.
+    """
+
+    @functools.wraps(plain)
+    def operation(*tensors: Tensor, **options: Any) -> Tensor:
+        kernels = _kernels_for(tensors)
+        if kernels is None:
+            return plain(*tensors, **options)
+        try:
+            if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+                return cast(Tensor, _WithKernels.apply(plain, kernels, options, *tensors))
+            return getattr(kernels, plain.__name__)(*tensors, **options)[0]
+        except KernelError as error:
+            _give_up(error)
+            return plain(*tensors, **options)
+
+    return operation
+
+
+class _WithKernels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, plain, kernels, options, *tensors):
+        value, *kept = getattr(kernels, plain.__name__)(*tensors, **options)
+        ctx.save_for_backward(*tensors, *kept)
+        ctx.plain, ctx.kernels, ctx.options, ctx.count = plain, kernels, options, len(tensors)
+        return value
+
+    @staticmethod
+    def backward(ctx, grad):
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        tensors, kept = saved[: ctx.count], saved[ctx.count :]
+        grads = None
+        # A derivative that is itself to be differentiated, or mapped over, is the formula's.
+        if not torch.is_grad_enabled() and _kernels_for([grad]) is ctx.kernels:
+            try:
+                backward = getattr(ctx.kernels, f"{ctx.plain.__name__}_backward")
+                grads = backward(needed, grad, *tensors, *kept, **ctx.options)
+            except KernelError as error:
+                _give_up(error)
+        if grads is None:
+            grads = _plain_backward(ctx, needed, grad, tensors)
+        return None, None, None, *map(_reduce, needed, grads, tensors)
+
+
+def _reduce(needed: bool, grad: Tensor, x: Tensor) -> Tensor | None:
+    if not needed:
+        return None
+    return grad if grad.shape == x.shape else grad.sum_to_size(x.shape)
+
+
+def _plain_backward(ctx: Any, needed: Sequence[bool], grad: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    with torch.enable_grad():
+        # Views, since one tensor may be a function of another.
+        views = [x.view_as(x) for x in tensors]
+        value = ctx.plain(*views, **ctx.options)
+    if not value.requires_grad:  # with d = 1 a correlation takes no part
+        return [torch.zeros_like(x) for x in tensors]
+    wanted = [x for x, n in zip(views, needed, strict=True) if n]
+    create_graph = torch.is_grad_enabled()
+    grads = iter(torch.autograd.grad(value, wanted, grad, create_graph=create_graph, materialize_grads=True))
+    return [next(grads) if n else None for n in needed]
+
+
+def is_transformed() -> bool:
+    """Whether operations are recorded or transformed: by a compiler or a tracer, by torch.func, by forward-mode
+    differentiation, or by a mode that is to see torch's own operations."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def _kernels_for(tensors: Sequence[Tensor]) -> ModuleType | None:
+    """The kernels that serve all of these tensors."""
+    if is_transformed() or _choice == "torch":
+        return None
+    dtype = tensors[0].dtype
+    if dtype is not torch.float32 and dtype is not torch.float64:
+        return None
+    for x in tensors:
+        if (
+            x.dtype is not dtype
+            or not x.is_cpu
+            or x.layout is not torch.strided
+            or x.is_neg()
+            # Subclasses, and what torch.autograd's own vmap makes, want torch's operations.
+            or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
+            or torch._C._functorch.is_legacy_batchedtensor(x)
+        ):
+            return None
+    return _load("numba")
+
+
+@functools.cache
+def _import(name: str) -> ModuleType | KernelError:
+    try:
+        return importlib.import_module(_MODULES[name])
+    except Exception as error:  # whatever a broken compiler raises
+        return KernelError(f"{name} can't be loaded: {error}")
+
+
+def _load(name: str) -> ModuleType | None:
+    if name in _failed:
+        return None
+    kernels = _import(name)
+    if isinstance(kernels, KernelError):
+        _give_up(kernels)
+        return None
+    return kernels
+
+
+def _give_up(error: KernelError) -> None:
+    """Go on without kernels, more slowly."""
+    if _choice != "auto":
+        raise error
+    _failed.update(_MODULES)
+    warnings.warn(f"ar1_dist computes by plain torch, more slowly: {error}", RuntimeWarning, stacklevel=4)

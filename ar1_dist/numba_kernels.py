@@ -1,0 +1,674 @@
+r"""Sequential kernels for the CPU, compiled by numba: the value and the gradient of the operations that
+:func:`ar1_dist.kernels.with_kernels` decorates. Their formulas are given there.
+
+Each goes once over memory, row by row, with its arithmetic in float64, on one thread and without Python's lock. They
+are compiled when first called, and numba keeps them on disk.
+
+A kernel sees a tensor as rows, one for each element of the batch. A parameter may have fewer, which repeat, and rows of
+width 1 where it is shared; a gradient has as many rows as the batch, of the parameter's width. The correlation of a
+pair is given as :math:`\rho` or, with ``atanh``, as :math:`\alpha = \operatorname{artanh} \rho`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import types
+from numba.extending import intrinsic
+from numpy import float64
+from pyro.distributions.util import broadcast_shape
+from torch import Tensor
+
+from ar1_dist.kernels import KernelError
+
+if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+    raise ImportError("numba's compiler is switched off")
+
+_compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+_vectorised = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+
+
+# --- The operations on tensors ---
+
+
+def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) -> tuple[Tensor, ...]:
+    batch_shape, rows = _rows(coefficient, x)
+    y = x.new_empty((*batch_shape, x.shape[-1]))
+    _run(_recur, *rows, reverse, y)
+    return y, y
+
+
+def linear_recurrence_backward(
+    needed: Sequence[bool], grad: Tensor, coefficient: Tensor, x: Tensor, y: Tensor, *, reverse: bool = False
+) -> tuple[Tensor, ...]:
+    grad_x, _ = linear_recurrence(coefficient, grad, reverse=not reverse)
+    (grad_coefficient,) = _gradients(y.shape[:-1], coefficient)
+    if needed[0]:
+        _run(_recur_backward, y, grad_x, reverse, grad_coefficient)
+    return grad_coefficient, grad_x
+
+
+def colour(loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, atanh: bool) -> tuple[Tensor, ...]:
+    batch_shape, rows = _rows(loc, scale, correlation, noise)
+    z = loc.new_empty((*batch_shape, loc.shape[-1]))
+    u = torch.empty_like(z)
+    _run(_colour, *rows, atanh, z, u)
+    return z, u
+
+
+def colour_backward(
+    needed: Sequence[bool],
+    grad: Tensor,
+    loc: Tensor,
+    scale: Tensor,
+    correlation: Tensor,
+    noise: Tensor,
+    u: Tensor,
+    *,
+    atanh: bool,
+) -> tuple[Tensor, ...]:
+    batch_shape, rows = _rows(grad, u, scale, correlation, noise)
+    grads = _gradients(batch_shape, scale, correlation)
+    grad_noise = torch.empty_like(u) if needed[3] else u.new_empty(0, 0)
+    _run(_colour_backward, *rows, atanh, needed[3], *grads, grad_noise)
+    return grad, *grads, grad_noise
+
+
+def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, atanh: bool) -> tuple[Tensor, ...]:
+    batch_shape, rows = _rows(value, loc, scale, correlation)
+    result = loc.new_empty(batch_shape)
+    _run(_log_prob, *rows, atanh, result)
+    return (result,)
+
+
+def log_prob_backward(
+    needed: Sequence[bool],
+    grad: Tensor,
+    value: Tensor,
+    loc: Tensor,
+    scale: Tensor,
+    correlation: Tensor,
+    *,
+    atanh: bool,
+) -> tuple[Tensor, ...]:
+    batch_shape, rows = _rows(value, loc, scale, correlation)
+    grad_loc, *grads = _gradients(batch_shape, loc, scale, correlation)
+    _run(_log_prob_backward, grad.contiguous(), *rows, atanh, grad_loc, *grads)
+    return -grad_loc if needed[0] else grad_loc, grad_loc, *grads
+
+
+def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool) -> tuple[Tensor, ...]:
+    batch_shape, rows = _rows(scale, correlation)
+    result = scale.new_empty(batch_shape)
+    _run(_log_det, *rows, d, atanh, result)
+    return (result,)
+
+
+def log_det_backward(
+    needed: Sequence[bool], grad: Tensor, scale: Tensor, correlation: Tensor, *, d: int, atanh: bool
+) -> tuple[Tensor, ...]:
+    batch_shape, rows = _rows(scale, correlation)
+    grads = _gradients(batch_shape, scale, correlation)
+    _run(_log_det_backward, grad.contiguous(), *rows, d, atanh, *grads)
+    return grads
+
+
+def kl_to_normal(
+    loc: Tensor, scale: Tensor, correlation: Tensor, p_loc: Tensor, p_scale: Tensor, *, atanh: bool
+) -> tuple[Tensor, ...]:
+    batch_shape, rows = _rows(loc, scale, correlation, p_loc, p_scale)
+    result = loc.new_empty(batch_shape)
+    _run(_kl_to_normal, *rows, atanh, result)
+    return (result,)
+
+
+def kl_to_normal_backward(
+    needed: Sequence[bool],
+    grad: Tensor,
+    loc: Tensor,
+    scale: Tensor,
+    correlation: Tensor,
+    p_loc: Tensor,
+    p_scale: Tensor,
+    *,
+    atanh: bool,
+) -> tuple[Tensor, ...]:
+    batch_shape, rows = _rows(loc, scale, correlation, p_loc, p_scale)
+    grad_loc, *grads = _gradients(batch_shape, loc, scale, correlation)
+    grad_p_scale = loc.new_empty((*batch_shape, loc.shape[-1])) if needed[4] else loc.new_empty(0, 0)
+    _run(_kl_to_normal_backward, grad.contiguous(), *rows, atanh, needed[4], grad_loc, *grads, grad_p_scale)
+    return grad_loc, *grads, -grad_loc if needed[3] else grad_loc, grad_p_scale
+
+
+def _rows(*tensors: Tensor) -> tuple[tuple[int, ...], list[Tensor]]:
+    """The batch shape that tensors have together, and contiguous rows of each."""
+    count = tensors[0].shape[0]
+    if all(x.dim() == 2 and x.size(0) == count for x in tensors):
+        return (count,), [x if x.is_contiguous() else _repeating(x, (count,)) for x in tensors]
+    batch_shape = tuple(broadcast_shape(*[x.shape[:-1] for x in tensors]))
+    return batch_shape, [_repeating(x, batch_shape) for x in tensors]
+
+
+def _repeating(x: Tensor, batch_shape: tuple[int, ...]) -> Tensor:
+    """Contiguous rows of x, of which those of the batch are repetitions."""
+    for dim, stride in enumerate(x.stride()[:-1]):
+        if stride == 0:
+            x = x.narrow(dim, 0, min(x.shape[dim], 1))
+    shape = x.shape[:-1]
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    if shape != batch_shape[len(batch_shape) - len(shape) :]:
+        x = x.expand(batch_shape + x.shape[-1:])
+    return x.contiguous()
+
+
+def _gradients(batch_shape: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple([x.new_empty((*batch_shape, x.shape[-1])) for x in tensors])
+
+
+def _run(kernel: Callable[..., None], *arguments: Any) -> None:
+    """Call a kernel. A tensor, which has to be contiguous, goes as its address, number of rows and width: making an
+    array of it takes longer than a small kernel."""
+    like = _LIKE[next(x for x in arguments if isinstance(x, Tensor)).dtype]
+    try:
+        kernel(like, *[_address_of(x) if isinstance(x, Tensor) else x for x in arguments])
+    except Exception as error:  # in compiling it, or in keeping it on disk: it raises nothing itself
+        raise KernelError(f"numba can't compile {kernel.__name__}: {error}") from error
+
+
+_LIKE = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
+
+
+def _address_of(x: Tensor) -> tuple[int, int, int]:
+    width = x.size(-1) if x.dim() > 0 else 1
+    return x.data_ptr(), x.numel() // width if width > 0 else 1, width
+
+
+# --- The kernels ---
+
+_CHUNK = 256  # pairs whose coefficients are computed together
+
+
+@intrinsic
+def _bitcast(_context, _integer):
+    """The float64 that has the bits of an int64."""
+
+    def generate(context, builder, _signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(types.float64))
+
+    return types.float64(types.int64), generate
+
+
+@intrinsic
+def _pointer(_context, _integer):
+    def generate(context, builder, _signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), generate
+
+
+@_compiled
+def _rows_of(x, like):
+    """The tensor at an address as an array of rows, of the type of ``like``."""
+    return numba.carray(_pointer(x[0]), (x[1], x[2]), like.dtype)
+
+
+@_compiled
+def _flat(x, like):
+    return numba.carray(_pointer(x[0]), (x[1] * x[2],), like.dtype)
+
+
+@_vectorised
+def _exp(x):
+    r""":math:`e^x` and :math:`e^x - 1` for x <= 0, each to the last bit or two, for loops that the compiler vectorises:
+    numba calls the C library for one number at a time. With :math:`x = k \log 2 + r`, Taylor's series of
+    :math:`(e^r - 1)/r` for :math:`|r| \le \tfrac12 \log 2`."""
+    x = max(x, -708.0)
+    k = np.rint(x * 1.4426950408889634)
+    r = (x - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10
+    q = 1 / 6227020800
+    q = q * r + 1 / 479001600
+    q = q * r + 1 / 39916800
+    q = q * r + 1 / 3628800
+    q = q * r + 1 / 362880
+    q = q * r + 1 / 40320
+    q = q * r + 1 / 5040
+    q = q * r + 1 / 720
+    q = q * r + 1 / 120
+    q = q * r + 1 / 24
+    q = q * r + 1 / 6
+    q = q * r + 1 / 2
+    q = q * r + 1
+    power = _bitcast((np.int64(k) + 1023) << 52)
+    change = power * (r * q)
+    return power + change, change + (power - 1)
+
+
+@_vectorised
+def _pair(correlation, atanh):
+    r""":math:`\rho`, :math:`\sqrt{1 - \rho^2}` and :math:`1 - |\rho|`, none of which cancels."""
+    c = float64(correlation)
+    if atanh:
+        square, less_one = _exp(-2 * abs(c))
+        share = 1 / (1 + square)
+        return math.copysign(-less_one * share, c), 2 * math.sqrt(square) * share, 2 * square * share
+    gap = 1 - abs(c)
+    return c, math.sqrt(gap * (1 + abs(c))), gap
+
+
+@_vectorised
+def _load_pairs(c, atanh, pairs):
+    r"""Rows of what :func:`_pair` gives and of :math:`1/\sqrt{1 - \rho^2}`."""
+    for p in range(c.size):
+        rho, root, gap = _pair(c[p], atanh)
+        pairs[0, p], pairs[1, p], pairs[2, p], pairs[3, p] = rho, root, gap, 1 / root
+
+
+@_compiled
+def _part(x, i, start, stop):
+    """Row i of x from start to stop, or the only element that it has."""
+    return x[i, start:stop] if x.shape[1] != 1 else x[i]
+
+
+@_vectorised
+def _add_product(x, a, b):
+    """x + a b, rounded once."""
+    return x + a * b
+
+
+@_compiled
+def _log_product(x, i, n):
+    """The sum of the logarithms of x[i, 0], ..., x[i, n - 1], most of them taken of products."""
+    log, product = 0.0, 1.0
+    for start in range(0, n, 8):
+        stop = min(start + 8, n)
+        longer = product
+        if stop == start + 8:
+            a, b = float64(x[i, start]) * x[i, start + 1], float64(x[i, start + 2]) * x[i, start + 3]
+            c, d = float64(x[i, start + 4]) * x[i, start + 5], float64(x[i, start + 6]) * x[i, start + 7]
+            longer *= (a * b) * (c * d)
+        else:
+            for t in range(start, stop):
+                longer *= x[i, t]
+        if 1e-100 < longer < 1e100:
+            product = longer
+        else:
+            for t in range(start, stop):
+                log += np.log(float64(x[i, t]))
+    return log + np.log(product)
+
+
+@_compiled
+def _recur(like, a, x, reverse, y):
+    a, x, y = _rows_of(a, like), _rows_of(x, like), _rows_of(y, like)
+    rows, d = y.shape
+    first, step = (d - 1, -1) if reverse else (0, 1)
+    a_step = step if a.shape[1] > 1 else 0
+    a_first = a.shape[1] - 1 if reverse else 0
+    for r in range(rows):
+        i, j = r % a.shape[0], r % x.shape[0]
+        state = float64(x[j, first])
+        y[r, first] = state
+        for t in range(1, d):
+            state = _add_product(float64(x[j, first + t * step]), a[i, a_first + (t - 1) * a_step], state)
+            y[r, first + t * step] = state
+
+
+@_vectorised
+def _recur_backward(like, y, grad_x, reverse, grad_a):
+    y, grad_x, grad_a = _rows_of(y, like), _rows_of(grad_x, like), _rows_of(grad_a, like)
+    rows, d = y.shape
+    ahead, behind = (1, 0) if reverse else (0, 1)
+    for r in range(rows):
+        total = 0.0
+        for t in range(d - 1):
+            product = float64(y[r, t + ahead]) * float64(grad_x[r, t + behind])
+            total += product
+            if grad_a.shape[1] != 1:
+                grad_a[r, t] = product
+        if grad_a.shape[1] == 1:
+            grad_a[r, 0] = total
+
+
+@_compiled
+def _colour(like, loc, scale, c, noise, atanh, z, u):
+    loc, scale, c, noise = _rows_of(loc, like), _rows_of(scale, like), _rows_of(c, like), _rows_of(noise, like)
+    z, u = _rows_of(z, like), _rows_of(u, like)
+    rows, d = z.shape
+    step, pair_step = min(scale.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
+    pairs = np.empty((4, _CHUNK))
+    for r in range(rows):
+        i, j, m, k = r % loc.shape[0], r % scale.shape[0], r % c.shape[0], r % noise.shape[0]
+        state = float64(noise[k, 0])
+        u[r, 0] = state
+        z[r, 0] = loc[i, 0] + scale[j, 0] * u[r, 0]
+        for start in range(1, d, _CHUNK):
+            stop = min(start + _CHUNK, d)
+            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, pairs)
+            location, spread, e = loc[i, start:stop], _part(scale, j, start, stop), noise[k, start:stop]
+            state = _colour_part(location, spread, step, pairs, pair_step, e, state, z[r, start:stop], u[r, start:stop])
+
+
+@_compiled
+def _colour_part(loc, scale, step, pairs, pair_step, noise, state, z, u):
+    rho, root = pairs[0, 0], pairs[1, 0]
+    for p in range(z.size):
+        if pair_step:
+            rho, root = pairs[0, p], pairs[1, p]
+        state = _add_product(root * noise[p], rho, state)
+        u[p] = state
+        z[p] = loc[p] + scale[p * step] * u[p]
+    return state
+
+
+@_compiled
+def _adjoint_part(grad, scale, step, rho, pair_step, after, state, h):
+    r""":math:`h_t = \mathrm{scale}_t g_t + \rho_{t+1} h_{t+1}`, from the state after and its coefficient. Four places
+    at a time, each from what comes after the four: the processor needn't end one before it begins the next."""
+    a1 = a2 = a3 = rho[0]
+    a4 = after
+    whole = grad.size // 4 * 4
+    for q in range(0, whole, 4):
+        p = grad.size - 4 - q
+        if pair_step:
+            a1, a2, a3 = rho[p + 1], rho[p + 2], rho[p + 3]
+        y4 = float64(grad[p + 3]) * scale[(p + 3) * step]
+        y3 = _add_product(float64(grad[p + 2]) * scale[(p + 2) * step], a3, y4)
+        y2 = _add_product(float64(grad[p + 1]) * scale[(p + 1) * step], a2, y3)
+        y1 = _add_product(float64(grad[p]) * scale[p * step], a1, y2)
+        h[p + 3] = _add_product(y4, a4, state)
+        h[p + 2] = _add_product(y3, a3 * a4, state)
+        h[p + 1] = _add_product(y2, a2 * (a3 * a4), state)
+        state = _add_product(y1, (a1 * a2) * (a3 * a4), state)
+        h[p] = state
+        a4 = rho[p * pair_step]
+    for q in range(whole, grad.size):
+        p = grad.size - 1 - q
+        state = _add_product(float64(grad[p]) * scale[p * step], a4, state)
+        h[p] = state
+        a4 = rho[p * pair_step]
+    return a4, state
+
+
+@_compiled
+def _colour_backward(like, grad, u, scale, c, noise, atanh, needs_noise, grad_scale, grad_c, grad_noise):
+    r"""With h the adjoint of the recurrence, the gradient of :math:`\alpha_t` is :math:`h_t \sqrt{1 - \rho_t^2}
+    (\sqrt{1 - \rho_t^2}\, u_{t-1} - \rho_t \epsilon_t)`."""
+    grad, u, scale, c = _rows_of(grad, like), _rows_of(u, like), _rows_of(scale, like), _rows_of(c, like)
+    noise, grad_scale, grad_c = _rows_of(noise, like), _rows_of(grad_scale, like), _rows_of(grad_c, like)
+    grad_noise = _rows_of(grad_noise, like)
+    rows, d = u.shape
+    step, pair_step = min(scale.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
+    pairs, h = np.empty((4, _CHUNK)), np.empty(_CHUNK)
+    for r in range(rows):
+        i, j, m, k = r % grad.shape[0], r % scale.shape[0], r % c.shape[0], r % noise.shape[0]
+        next_rho = state = total_scale = total_c = 0.0
+        for start in range(1 + (d - 2) // _CHUNK * _CHUNK, 0, -_CHUNK):
+            stop = min(start + _CHUNK, d)
+            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, pairs)
+            g, e = grad[i, start:stop], noise[k, start:stop]
+            spread = _part(scale, j, start, stop)
+            next_rho, state = _adjoint_part(g, spread, step, pairs[0], pair_step, next_rho, state, h)
+            total_scale += _scale_gradient(g, u[r, start:stop], step, grad_scale[r, start * step :])
+            total_c += _pair_gradient(h, u[r, start - 1 : stop - 1], e, pairs, pair_step, atanh, grad_c[r, start - 1 :])
+            if needs_noise:
+                for p in range(stop - start):
+                    grad_noise[r, start + p] = pairs[1, p * pair_step] * h[p]
+        first = float64(grad[i, 0])
+        grad_scale[r, 0] = first * u[r, 0] + (0.0 if step else total_scale)
+        if c.shape[1] == 1:
+            grad_c[r, 0] = total_c
+        if needs_noise:
+            grad_noise[r, 0] = first * scale[j, 0] + next_rho * state
+
+
+@_vectorised
+def _scale_gradient(grad, u, step, grad_scale):
+    total = 0.0
+    if step:
+        for p in range(grad.size):
+            grad_scale[p] = float64(grad[p]) * u[p]
+    else:
+        for p in range(grad.size):
+            total += float64(grad[p]) * u[p]
+    return total
+
+
+@_vectorised
+def _pair_gradient(h, previous, noise, pairs, pair_step, atanh, grad_c):
+    total = 0.0
+    slopes = pairs[1 if atanh else 3]
+    if pair_step:
+        for p in range(noise.size):
+            grad_c[p] = slopes[p] * h[p] * (pairs[1, p] * previous[p] - pairs[0, p] * noise[p])
+    else:
+        rho, root = pairs[0, 0], pairs[1, 0]
+        for p in range(noise.size):
+            total += h[p] * (root * previous[p] - rho * noise[p])
+    return total * slopes[0]
+
+
+@_compiled
+def _log_prob(like, value, loc, scale, c, atanh, result):
+    value, loc, scale, c = _rows_of(value, like), _rows_of(loc, like), _rows_of(scale, like), _rows_of(c, like)
+    result = _flat(result, like)
+    d = loc.shape[1]
+    step, pair_step = min(scale.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
+    pairs, u = np.empty((4, _CHUNK)), np.empty(_CHUNK + 1)
+    for r in range(result.size):
+        n, i, j, m = r % value.shape[0], r % loc.shape[0], r % scale.shape[0], r % c.shape[0]
+        u[0] = (float64(value[n, 0]) - loc[i, 0]) / scale[j, 0]
+        squares, log = u[0] * u[0], _log_scales(scale, j, d)
+        if not pair_step:
+            log += _log_roots(c, m, d, atanh, pairs)
+        for start in range(1, d, _CHUNK):
+            stop = min(start + _CHUNK, d)
+            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, pairs)
+            if pair_step:
+                log += _log_product(pairs, 1, stop - start)
+            _standardise(value[n, start:stop], loc[i, start:stop], _part(scale, j, start, stop), step, u[1:])
+            squares += _sum_of_squares(u, pairs, pair_step, stop - start)
+            u[0] = u[stop - start]
+        result[r] = -0.5 * (squares + d * math.log(2 * math.pi)) - log
+
+
+@_vectorised
+def _standardise(value, loc, scale, step, u):
+    for p in range(value.size):
+        u[p] = (float64(value[p]) - loc[p]) / scale[p * step]
+
+
+@_vectorised
+def _sum_of_squares(u, pairs, pair_step, n):
+    """Of the innovations."""
+    total, rho, gap, cosh = 0.0, pairs[0, 0], pairs[2, 0], pairs[3, 0]
+    if pair_step:
+        for p in range(n):
+            w = _innovation(u[p + 1], u[p], pairs[0, p], pairs[2, p]) * pairs[3, p]
+            total += w * w
+    else:
+        for p in range(n):
+            w = _innovation(u[p + 1], u[p], rho, gap) * cosh
+            total += w * w
+    return total
+
+
+@_compiled
+def _innovation(u, previous, rho, gap):
+    r""":math:`u_t - \rho_t u_{t-1}`, without cancellation."""
+    toward = math.copysign(1.0, rho) * previous
+    return (u - toward) + gap * toward
+
+
+@_compiled
+def _log_prob_backward(like, grad, value, loc, scale, c, atanh, grad_loc, grad_scale, grad_c):
+    r"""With w the whitened value, the gradient of :math:`\alpha_t` is :math:`\rho_t - w_t (\rho_t u_t - u_{t-1})/
+    \sqrt{1 - \rho_t^2}`."""
+    value, loc, scale, c = _rows_of(value, like), _rows_of(loc, like), _rows_of(scale, like), _rows_of(c, like)
+    grad_loc, grad_scale, grad_c = _rows_of(grad_loc, like), _rows_of(grad_scale, like), _rows_of(grad_c, like)
+    grad = _flat(grad, like)
+    rows, d = grad_loc.shape
+    step, pair_step = min(scale.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
+    pairs = np.empty((4, _CHUNK))
+    for r in range(rows):
+        n, i, j, m = r % value.shape[0], r % loc.shape[0], r % scale.shape[0], r % c.shape[0]
+        g, inverse, total_scale, total_c = float64(grad[r]), 1 / float64(scale[j, 0]), 0.0, 0.0
+        previous = (float64(value[n, 0]) - loc[i, 0]) * inverse
+        slope = previous  # of half the sum of squares, by u_{t-1}
+        for start in range(1, d, _CHUNK):
+            stop = min(start + _CHUNK, d)
+            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, pairs)
+            rho, gap, cosh = pairs[0, 0], pairs[2, 0], pairs[3, 0]
+            for t in range(start, stop):
+                if pair_step:
+                    rho, gap, cosh = pairs[0, t - start], pairs[2, t - start], pairs[3, t - start]
+                last_inverse = inverse
+                if step:
+                    inverse = 1 / float64(scale[j, t])
+                u = (float64(value[n, t]) - loc[i, t]) * inverse
+                w = _innovation(u, previous, rho, gap) * cosh * cosh
+                by_c = g * (rho + w * _innovation(previous, u, rho, gap))
+                if not atanh:
+                    by_c *= cosh * cosh
+                total_c += by_c
+                if pair_step:
+                    grad_c[r, t - 1] = by_c
+                slope -= rho * w
+                grad_loc[r, t - 1] = g * slope * last_inverse
+                by_scale = g * (slope * previous - 1) * last_inverse
+                total_scale += by_scale
+                if step:
+                    grad_scale[r, t - 1] = by_scale
+                slope, previous = w, u
+        grad_loc[r, d - 1] = g * slope * inverse
+        by_scale = g * (slope * previous - 1) * inverse
+        grad_scale[r, (d - 1) * step] = by_scale if step else total_scale + by_scale
+        if c.shape[1] == 1:
+            grad_c[r, 0] = total_c
+
+
+@_compiled
+def _log_scales(scale, j, d):
+    return _log_product(scale, j, d) if scale.shape[1] == d else d * np.log(float64(scale[j, 0]))
+
+
+@_compiled
+def _log_roots(c, m, d, atanh, pairs):
+    if c.shape[1] == 1:
+        return (d - 1) * np.log(_pair(c[m, 0], atanh)[1])
+    log = 0.0
+    for start in range(0, d - 1, _CHUNK):
+        stop = min(start + _CHUNK, d - 1)
+        _load_squares(c[m, start:stop], atanh, pairs[0])
+        log += 0.5 * _log_product(pairs, 0, stop - start)
+    return log
+
+
+@_vectorised
+def _load_squares(c, atanh, squares):
+    r""":math:`1 - \rho^2`."""
+    if atanh:
+        for p in range(c.size):
+            square, _ = _exp(-2 * abs(float64(c[p])))
+            squares[p] = 4 * square / ((1 + square) * (1 + square))
+    else:
+        for p in range(c.size):
+            squares[p] = (1 - float64(c[p])) * (1 + float64(c[p]))
+
+
+@_compiled
+def _log_det(like, scale, c, d, atanh, result):
+    scale, c = _rows_of(scale, like), _rows_of(c, like)
+    result = _flat(result, like)
+    pairs = np.empty((4, _CHUNK))
+    for r in range(result.shape[0]):
+        result[r] = _log_scales(scale, r % scale.shape[0], d) + _log_roots(c, r % c.shape[0], d, atanh, pairs)
+
+
+@_compiled
+def _log_det_backward(like, grad, scale, c, d, atanh, grad_scale, grad_c):
+    scale, c, grad_scale, grad_c = (
+        _rows_of(scale, like),
+        _rows_of(c, like),
+        _rows_of(grad_scale, like),
+        _rows_of(grad_c, like),
+    )
+    grad = _flat(grad, like)
+    for r in range(grad_scale.shape[0]):
+        j, g = r % scale.shape[0], float64(grad[r])
+        by_scale = g if scale.shape[1] > 1 else g * d
+        for t in range(scale.shape[1]):
+            grad_scale[r, t] = by_scale / scale[j, t]
+        _log_roots_backward(-g, c, r % c.shape[0], d, atanh, grad_c, r)
+
+
+@_vectorised
+def _log_roots_backward(grad, c, m, d, atanh, grad_c, r):
+    r"""Of :math:`-\tfrac12 \sum_t \log(1 - \rho_t^2)`."""
+    if c.shape[1] == 1:
+        grad *= d - 1
+    for t in range(c.shape[1]):
+        rho, root, _ = _pair(c[m, t], atanh)
+        grad_c[r, t] = grad * rho if atanh else grad * rho / (root * root)
+
+
+@_vectorised
+def _kl_to_normal(like, loc, scale, c, p_loc, p_scale, atanh, result):
+    loc, scale, c, p_loc = _rows_of(loc, like), _rows_of(scale, like), _rows_of(c, like), _rows_of(p_loc, like)
+    p_scale = _rows_of(p_scale, like)
+    result = _flat(result, like)
+    d = loc.shape[1]
+    step, pairs = min(scale.shape[1] - 1, 1), np.empty((4, _CHUNK))
+    for r in range(result.shape[0]):
+        i, j, k, q = r % loc.shape[0], r % scale.shape[0], r % p_loc.shape[0], r % p_scale.shape[0]
+        excess = 0.0
+        for t in range(d):
+            inverse = 1 / float64(p_scale[q, t])
+            delta = (float64(loc[i, t]) - p_loc[k, t]) * inverse
+            ratio = scale[j, t * step] * inverse
+            excess += delta * delta + (ratio - 1) * (ratio + 1)
+        log = _log_scales(scale, j, d) + _log_roots(c, r % c.shape[0], d, atanh, pairs) - _log_product(p_scale, q, d)
+        result[r] = 0.5 * excess - log
+
+
+@_vectorised
+def _kl_to_normal_backward(
+    like, grad, loc, scale, c, p_loc, p_scale, atanh, needs_p_scale, grad_loc, grad_scale, grad_c, grad_p_scale
+):
+    loc, scale, c, p_loc = _rows_of(loc, like), _rows_of(scale, like), _rows_of(c, like), _rows_of(p_loc, like)
+    p_scale, grad_loc, grad_scale, grad_c = (
+        _rows_of(p_scale, like),
+        _rows_of(grad_loc, like),
+        _rows_of(grad_scale, like),
+        _rows_of(grad_c, like),
+    )
+    grad_p_scale = _rows_of(grad_p_scale, like)
+    grad = _flat(grad, like)
+    rows, d = grad_loc.shape
+    step = min(scale.shape[1] - 1, 1)
+    for r in range(rows):
+        i, j, k, q = r % loc.shape[0], r % scale.shape[0], r % p_loc.shape[0], r % p_scale.shape[0]
+        g, total = float64(grad[r]), 0.0
+        # One loop for each gradient, since the compiler vectorises no loop over too many arrays.
+        for t in range(d):
+            tau = float64(p_scale[q, t])
+            grad_loc[r, t] = g * (float64(loc[i, t]) - p_loc[k, t]) / (tau * tau)
+        if step:
+            for t in range(d):
+                sigma, tau = float64(scale[j, t]), float64(p_scale[q, t])
+                grad_scale[r, t] = g * (sigma - tau) * (sigma + tau) / (tau * tau * sigma)
+        else:
+            sigma = float64(scale[j, 0])
+            for t in range(d):
+                tau = float64(p_scale[q, t])
+                total += (sigma - tau) * (sigma + tau) / (tau * tau)
+            grad_scale[r, 0] = g * total / sigma
+        if needs_p_scale:
+            for t in range(d):
+                sigma, tau = float64(scale[j, t * step]), float64(p_scale[q, t])
+                delta = float64(loc[i, t]) - p_loc[k, t]
+                grad_p_scale[r, t] = -g * ((sigma - tau) * (sigma + tau) + delta * delta) / (tau * tau * tau)
+        _log_roots_backward(g, c, r % c.shape[0], d, atanh, grad_c, r)

@@ -1,0 +1,296 @@
+"""Kernels against the formulas in plain torch that they stand for."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from ar1_dist import functional, kl, numba_kernels, recurrence
+from ar1_dist.kernels import KernelError, set_kernels
+from tests.ar1_dist.cases import CASES, SMALL_CASES, TOLERANCE, Case, over
+
+SHAPES = [(1,), (4,), (2, 3), (0,), (3, 0, 2)]
+LONG = [Case(100_000, shared_scale=shared, shared_rho=shared) for shared in (False, True)]
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    yield
+    set_kernels("auto")
+
+
+def arguments_of(case: Case, name: str, atanh: bool, dtype=torch.float64) -> tuple[list[torch.Tensor], dict]:
+    """Tensors and options for an operation, of one chain."""
+    p = case.parameters(torch.float64)
+    correlation = p["rho"].atanh() if atanh else p["rho"]
+    chain = [p["loc"], p["scale"], correlation]
+    other = torch.randn(case.batch_shape + (case.d,), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    tensors, options = {
+        "linear_recurrence": ([p["rho"], other], {"reverse": atanh}),
+        "colour": ([*chain, other], {"atanh": atanh}),
+        "log_prob": ([other, *chain], {"atanh": atanh}),
+        "log_det": (chain[1:], {"atanh": atanh, "d": case.d}),
+        "kl_to_normal": ([*chain, other, other.exp()], {"atanh": atanh}),
+    }[name]
+    return [x.to(dtype).requires_grad_() for x in tensors], options
+
+
+OPERATIONS = {
+    "linear_recurrence": recurrence.linear_recurrence,
+    "colour": functional.colour,
+    "log_prob": functional.log_prob,
+    "log_det": functional.log_det,
+    "kl_to_normal": kl.kl_to_normal,
+}
+each_operation = pytest.mark.parametrize("name", OPERATIONS)
+each_parametrisation = pytest.mark.parametrize("atanh", [False, True])
+
+
+def value_and_gradients(choice: str, name: str, tensors: list[torch.Tensor], options: dict) -> list[torch.Tensor]:
+    set_kernels(choice)
+    value = OPERATIONS[name](*tensors, **options)
+    weights = torch.randn(value.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(value.dtype)
+    return [value, *torch.autograd.grad(value, tensors, weights, materialize_grads=True)]
+
+
+def assert_same(got: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> None:
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == b.dtype
+        scale = max(1.0, b.abs().max().item() if b.numel() else 0.0)
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * scale)
+
+
+@each_operation
+@each_parametrisation
+@over(CASES + LONG)
+def test_both_paths_agree(case, atanh, name):
+    tensors, options = arguments_of(case, name, atanh)
+    plain = value_and_gradients("torch", name, tensors, options)
+    assert_same(value_and_gradients("numba", name, tensors, options), plain, TOLERANCE[torch.float64])
+
+
+@each_operation
+@each_parametrisation
+@over(CASES)
+def test_float32_is_float64_rounded(case, atanh, name):
+    tensors, options = arguments_of(case, name, atanh, torch.float32)
+    wide = [x.detach().double().requires_grad_() for x in tensors]
+    exact = [x.float() for x in value_and_gradients("torch", name, wide, options)]
+    got = value_and_gradients("numba", name, tensors, options)
+    assert all(x.dtype == torch.float32 for x in got)
+    assert_same(got, exact, TOLERANCE[torch.float32])
+
+
+@each_operation
+@pytest.mark.parametrize("batch_shape", SHAPES, ids=str)
+def test_any_batch(batch_shape, name):
+    tensors, options = arguments_of(Case(6, batch_shape), name, False)
+    plain = value_and_gradients("torch", name, tensors, options)
+    assert_same(value_and_gradients("numba", name, tensors, options), plain, TOLERANCE[torch.float64])
+
+
+@each_operation
+@pytest.mark.parametrize("layout", ["transposed", "reversed", "expanded", "own batch"])
+def test_any_layout(layout, name):
+    tensors, options = arguments_of(Case(6, (4, 3)), name, False)
+    change = {
+        "transposed": lambda i, x: x.transpose(0, 1).contiguous().transpose(0, 1),
+        "reversed": lambda i, x: x.flip(0)[::2].repeat(2, 1, 1),
+        "expanded": lambda i, x: x[:1, :, :1].expand_as(x),
+        "own batch": lambda i, x: x[(slice(None), slice(0, 1)) if i % 2 else 0],
+    }[layout]
+    tensors = [change(i, x.detach()).requires_grad_() for i, x in enumerate(tensors)]
+    plain = value_and_gradients("torch", name, tensors, options)
+    got = value_and_gradients("numba", name, tensors, options)
+    assert [x.shape for x in got] == [x.shape for x in plain]
+    assert_same(got, plain, TOLERANCE[torch.float64])
+
+
+@each_operation
+def test_gradient_that_is_expanded(name):
+    tensors, options = arguments_of(Case(300, (4,)), name, False)
+    gradients = {}
+    for choice in ("torch", "numba"):
+        set_kernels(choice)
+        gradients[choice] = torch.autograd.grad(OPERATIONS[name](*tensors, **options).sum(), tensors)
+    assert_same(list(gradients["numba"]), list(gradients["torch"]), TOLERANCE[torch.float64])
+
+
+@each_operation
+@each_parametrisation
+@over(SMALL_CASES)
+def test_derivatives(case, atanh, name):
+    set_kernels("numba")
+    tensors, options = arguments_of(case, name, atanh)
+
+    def function(*x):
+        return OPERATIONS[name](*x, **options)
+
+    assert gradcheck(function, tensors, check_batched_grad=True)
+    assert gradgradcheck(function, tensors)
+
+
+def test_second_derivative_where_one_argument_is_a_function_of_another():
+    x = torch.tensor([0.3, 0.7, -0.2], dtype=torch.float64, requires_grad=True)
+
+    def function(choice):
+        set_kernels(choice)
+        (first,) = torch.autograd.grad(
+            functional.log_prob(x, x.sin(), x.exp(), x[:2].tanh(), atanh=False), x, create_graph=True
+        )
+        return first, *torch.autograd.grad(first.square().sum(), x)
+
+    assert_same(list(function("numba")), list(function("torch")), 1e-12)
+
+
+@each_operation
+def test_only_the_gradients_that_are_needed(name):
+    tensors, options = arguments_of(Case(6, (2,)), name, True)
+    set_kernels("numba")
+    every = torch.autograd.grad(OPERATIONS[name](*tensors, **options).sum(), tensors)
+    for i, expected in enumerate(every):
+        some = [x.detach().requires_grad_(j == i) for j, x in enumerate(tensors)]
+        (got,) = torch.autograd.grad(OPERATIONS[name](*some, **options).sum(), some[i])
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e300])
+def test_products_of_extreme_scales_neither_overflow_nor_vanish(scale):
+    scales = torch.full((50,), scale, dtype=torch.float64)
+    set_kernels("numba")
+    got = functional.log_det(scales, torch.zeros(1, dtype=torch.float64), d=50, atanh=True)
+    torch.testing.assert_close(got, scales.log().sum(), rtol=1e-14, atol=0)
+
+
+def test_logarithms_of_what_has_none():
+    scales = torch.tensor([[1.0, 0.0, 2.0], [1.0, torch.nan, 2.0]])
+    set_kernels("numba")
+    got = functional.log_det(scales, torch.zeros(1), d=3, atanh=True)
+    torch.testing.assert_close(got, torch.tensor([-torch.inf, torch.nan]), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_other_types_take_the_formula(dtype):
+    tensors, options = arguments_of(Case(5, (2,)), "colour", False, dtype)
+    assert_same(
+        value_and_gradients("numba", "colour", tensors, options),
+        value_and_gradients("torch", "colour", tensors, options),
+        0.0,
+    )
+
+
+def test_subclasses_see_operations():
+    class Noted(torch.Tensor):
+        names: list[str] = []
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            cls.names.append(func.__name__)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    set_kernels("numba")
+    functional.log_det(torch.ones(3).as_subclass(Noted), torch.zeros(1), d=3, atanh=True)
+    assert "log" in Noted.names
+
+
+# --- Which path ---
+
+
+def test_choice_is_one_of_the_known():
+    with pytest.raises(ValueError, match="'auto', 'torch' or 'numba'.*got 'fortran'"):
+        set_kernels("fortran")
+
+
+def broken(*arguments):
+    raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize("kernel", ["_log_det", "_log_det_backward"])
+def test_a_failing_compiler_means_plain_torch(kernel, monkeypatch):
+    tensors, options = arguments_of(Case(5, (2,)), "log_det", False)
+    expected = value_and_gradients("torch", "log_det", tensors, options)
+    monkeypatch.setattr(numba_kernels, kernel, broken)
+    broken.__name__ = kernel
+    with pytest.warns(RuntimeWarning, match="more slowly: .*no space left"):
+        assert_same(value_and_gradients("auto", "log_det", tensors, options), expected, 1e-15)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        functional.log_det(*tensors, **options)  # and says so once
+    with pytest.raises(KernelError, match="no space left"):
+        value_and_gradients("numba", "log_det", tensors, options)
+
+
+SCRIPT = """
+import sys
+{setup}
+import torch
+import ar1_dist
+assert "ar1_dist.numba_kernels" not in sys.modules
+torch.manual_seed(0)
+print(ar1_dist.AR1Normal(torch.zeros(3), 1.0, 0.5).rsample().tolist(), "ar1_dist.numba_kernels" in sys.modules)
+"""
+
+
+def in_a_fresh_process(setup: str = "", **environment: str) -> tuple[str, str]:
+    command = [sys.executable, "-c", SCRIPT.format(setup=setup)]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=True)
+    return result.stdout, result.stderr
+
+
+def test_kernels_are_loaded_when_first_needed():
+    output, errors = in_a_fresh_process("sys.modules.pop('numba', None)")
+    assert output.endswith("True\n")
+    assert errors == ""
+
+
+@pytest.mark.parametrize(
+    ("setup", "environment"),
+    [("sys.modules['numba'] = None", {}), ("", {"NUMBA_DISABLE_JIT": "1"})],
+    ids=["not installed", "switched off"],
+)
+def test_without_a_compiler(setup, environment):
+    expected, _ = in_a_fresh_process()
+    output, errors = in_a_fresh_process(setup, **environment)
+    assert output == expected.replace("True", "False")
+    assert "more slowly: numba can't be loaded" in errors
+
+
+def _sample(queue) -> None:
+    queue.put(functional.log_det(torch.ones(3), torch.zeros(1), d=3, atanh=True).item())
+
+
+def test_after_a_fork():
+    set_kernels("numba")
+    functional.log_det(torch.ones(3), torch.zeros(1), d=3, atanh=True)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_sample, args=(queue,))
+    child.start()
+    assert queue.get(timeout=60) == 0.0
+    child.join()
+
+
+def test_two_threads_at_once():
+    set_kernels("numba")
+    noise = torch.randn(2, 20_000)
+    chain = torch.zeros(20_000), torch.ones(1), torch.full((1,), 0.9)
+    expected = [functional.colour(*chain, x, atanh=False) for x in noise]
+    wrong = []
+
+    def work(i: int) -> None:
+        for _ in range(50):
+            if not torch.equal(functional.colour(*chain, noise[i], atanh=False), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
