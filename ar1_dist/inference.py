@@ -381,7 +381,7 @@ def _as_parameter(name: str, value: Tensor | float, loc: Tensor, size: int) -> T
             f"{name} must be a real number or a floating-point tensor whose last dimension is {sizes}, for loc of "
             f"shape {tuple(loc.shape)}; got {_describe(value)}."
         )
-    return torch.atleast_1d(torch.as_tensor(value).to(loc.device, dtype))
+    return torch.atleast_1d(torch.as_tensor(value, dtype=dtype, device=loc.device))
 
 
 def _positions(index: Index, d: int, device: torch.device) -> Tensor:
