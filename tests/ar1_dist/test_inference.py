@@ -580,6 +580,19 @@ def test_under_torch_func():
         assert_close(got, expected)
 
 
+def test_compiles_into_one_graph():
+    def evidence(loc, scale, atanh_rho, value, noise):
+        q = AR1Normal(loc, scale, atanh_rho=atanh_rho, validate_args=False)
+        updated, log_normalizer = q.conjugate_update(Independent(Normal(value, noise, validate_args=False), 1))
+        return log_normalizer + updated.loc.sum() + updated.scale.sum() + updated.atanh_rho.sum()
+
+    inputs = [torch.rand(n, dtype=torch.float64, requires_grad=True) for n in (20, 20, 19, 20, 20)]
+    expected = torch.autograd.grad(evidence(*inputs), inputs)
+    compiled = torch.compile(evidence, fullgraph=True, backend="aot_eager")
+    for got, want in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
+        assert_close(got, want)
+
+
 # --- Use ---
 
 
