@@ -273,6 +273,182 @@ class AR1Normal(TorchDistribution):
         entropy = 0.5 * d * (1 + math.log(2 * math.pi)) + self.transform.log_det
         return entropy.expand(self.batch_shape)
 
+    # The functions of ar1_dist.inference build chains: it imports this module, and is imported here on use.
+
+    @staticmethod
+    def from_times(times, loc, scale, timescale, *, validate_args=None) -> "AR1Normal":
+        r"""An Ornstein–Uhlenbeck process seen at uneven times,
+
+        .. math:: \rho_t = e^{-D_t/\mathrm{timescale}}, \qquad D_t = \mathrm{time}_t - \mathrm{time}_{t-1}, \qquad
+            \operatorname{artanh} \rho_t = -\tfrac12 \log \tanh \frac{D_t}{2\, \mathrm{timescale}} ,
+
+        so that :math:`\operatorname{Corr}(z_i, z_j) = \exp(-|\mathrm{time}_j - \mathrm{time}_i|/\mathrm{timescale})`.
+        The latter form is as precise for the shortest gap as for the longest.
+
+        Example:
+
+            >>> q = AR1Normal.from_times(torch.tensor([0.0, 1.0, 5.0]), torch.zeros(3), 2.0, timescale=4.0)
+            >>> q.rho
+            tensor([0.7788, 0.3679])
+
+        Args:
+            times (Tensor): increasing along the last dimension, of shape ``(..., d)``. Its type may be an integer or a
+                wider one than the parameters': differences are taken in it.
+            loc (Tensor): mean, of shape ``(..., d)``.
+            scale (Tensor or float): marginal standard deviation, as for :class:`AR1Normal`.
+            timescale (Tensor or float): the time in which the correlation falls by a factor of e, positive, of shape
+                ``(..., 1)``, 0-d or a number; or of shape ``(..., d - 1)``, one for each gap.
+            validate_args (bool): whether to check values.
+
+        Returns:
+            AR1Normal: with one correlation for each gap. Leading dimensions broadcast.
+
+        Raises:
+            ValueError: if a shape or a type is not as above, or (with validation) two times are equal or decrease, or
+                a value is not finite or not positive.
+        """
+        from ar1_dist import inference
+
+        return inference.from_times(times, loc, scale, timescale, validate_args=validate_args)
+
+    @staticmethod
+    def from_transitions(loc, coefficient, noise_scale, initial_scale, *, validate_args=None) -> "AR1Normal":
+        r"""The chain that its transitions define, stationary or not,
+
+        .. math::
+
+            z_1 = \mathrm{loc}_1 + \mathrm{initial\_scale}\; e_1, \qquad
+            z_t - \mathrm{loc}_t = c_t\, (z_{t-1} - \mathrm{loc}_{t-1}) + n_t\, e_t, \qquad e_t \sim \mathcal{N}(0, 1),
+
+        with c the coefficient and n the noise scale: c = 1 is a random walk. Its variances are :math:`v_t = c_t^2
+        v_{t-1} + n_t^2`, and :math:`\operatorname{artanh} \rho_t = \operatorname{arsinh}(c_t \sqrt{v_{t-1}}/n_t)`.
+
+        Example:
+
+            >>> q = AR1Normal.from_transitions(torch.zeros(4), coefficient=1.0, noise_scale=1.0, initial_scale=1.0)
+            >>> q.variance
+            tensor([1.0000, 2.0000, 3.0000, 4.0000])
+
+        Args:
+            loc (Tensor): mean, of shape ``(..., d)``.
+            coefficient (Tensor or float): any real number, of shape ``(..., d - 1)``, or ``(..., 1)``, 0-d or a number
+                where it is the same for every step.
+            noise_scale (Tensor or float): standard deviation of each step's noise, positive, of the same shapes.
+            initial_scale (Tensor or float): standard deviation of the first coordinate, positive, of shape
+                ``(..., 1)``, 0-d or a number.
+            validate_args (bool): whether to check values.
+
+        Returns:
+            AR1Normal: with one scale for each coordinate and one correlation for each pair. Leading dimensions
+            broadcast.
+
+        Raises:
+            ValueError: if a shape or a type is not as above, or (with validation) a value is not, or the variance
+                overflows, as that of an explosive chain does in the end.
+        """
+        from ar1_dist import inference
+
+        return inference.from_transitions(loc, coefficient, noise_scale, initial_scale, validate_args=validate_args)
+
+    def marginal(self, index) -> "AR1Normal":
+        r"""The distribution of some of the coordinates, which is a chain again: the correlations over a gap multiply.
+
+        Example:
+
+            >>> AR1Normal(torch.zeros(5), 2.0, 0.5).marginal([0, 1, 4]).rho
+            tensor([0.5000, 0.1250])
+
+        Args:
+            index (sequence of int, sequence of bool, Tensor or slice): increasing coordinates, negative ones counted
+                from the end, or a mask of shape ``(d,)``; the same for the whole batch.
+
+        Returns:
+            AR1Normal: of event shape ``(n,)``; this distribution itself if n = d. A shared scale stays shared.
+
+        Raises:
+            ValueError: if index names no coordinate (there is no event of size 0), does not increase or is out of
+                range.
+        """
+        from ar1_dist import inference
+
+        return inference.marginal(self, index)
+
+    def condition(self, index, value) -> "AR1Normal":
+        r"""The distribution of the other coordinates given some, which is a chain again: bridges between the given
+        ones, independent of each other. It takes time and memory linear in d, and is differentiable in the value and
+        in the parameters.
+
+        Example:
+
+            >>> walk = AR1Normal.from_transitions(torch.zeros(5), 1.0, noise_scale=1.0, initial_scale=1.0)
+            >>> bridge = walk.condition([0, 4], torch.tensor([0.0, 4.0]))
+            >>> bridge.mean, bridge.variance
+            (tensor([1.0000, 2.0000, 3.0000]), tensor([0.7500, 1.0000, 0.7500]))
+
+        Args:
+            index (sequence of int, sequence of bool, Tensor or slice): the coordinates that are given, as for
+                :meth:`marginal`.
+            value (Tensor): their values, of shape ``(..., n)``. Leading dimensions broadcast with ``batch_shape``.
+
+        Returns:
+            AR1Normal: of event shape ``(d - n,)``, over the coordinates that index does not name, in their order;
+            given nothing, this distribution, expanded to the batch shape of the value.
+
+        Raises:
+            ValueError: if everything is given (there is no event of size 0; the density is ``log_prob(value)``), if
+                index is not as above, or if value does not fit it or (with validation) is not finite.
+        """
+        from ar1_dist import inference
+
+        return inference.condition(self, index, value)
+
+    def conjugate_update(self, other) -> tuple["AR1Normal", Tensor]:
+        r"""The product with another distribution over the same space, normalised, and its normaliser, in the protocol
+        of Pyro's ``GaussianHMM.conjugate_update``:
+
+        .. math:: q(z)\, p(z) = Z\, \mathrm{updated}(z), \qquad \log Z = \log \int q(z)\, p(z)\, dz .
+
+        With :math:`p(z) = \prod_t \mathcal{N}(z_t; x_t, \tau_t^2)`, observations x with noise of their own, updated is
+        the posterior, whose means and variances are the Kalman smoother's, and log Z is the evidence. It takes time
+        and memory linear in d, by recurrences of positive terms, which stay precise over long chains in float32.
+
+        Example:
+
+            >>> q = AR1Normal.from_transitions(torch.zeros(3), 1.0, noise_scale=1.0, initial_scale=1.0)
+            >>> noise_scale = torch.tensor([1.0, float("inf"), 1.0])  # the second one is missing
+            >>> p = torch.distributions.Normal(torch.tensor([1.0, float("nan"), 3.0]), noise_scale, validate_args=False)
+            >>> updated, evidence = q.conjugate_update(torch.distributions.Independent(p, 1))
+            >>> updated.mean
+            tensor([0.8571, 1.5714, 2.2857])
+            >>> evidence
+            tensor(-3.9537)
+
+            Factors that an encoder has learnt and a prior over time make an amortised posterior, with ``rsample`` and
+            with its divergence from the prior in closed form:
+
+            >>> loc, log_scale = torch.randn(2, 16, 3)  # an encoder's output, for a batch of 16
+            >>> factors = torch.distributions.Independent(torch.distributions.Normal(loc, log_scale.exp()), 1)
+            >>> posterior, _ = q.conjugate_update(factors)
+            >>> z, kl = posterior.rsample(), torch.distributions.kl_divergence(posterior, q)
+            >>> z.shape, kl.shape
+            (torch.Size([16, 3]), torch.Size([16]))
+
+        Args:
+            other (Distribution): ``Independent(Normal, 1)``, torch's or Pyro's, nested or not, or an AR1Normal, of the
+                same event shape. Batch shapes broadcast. A coordinate of the normal whose scale is infinite is not
+                observed: it contributes exactly 0 to the normaliser, and its loc, even NaN, touches neither values nor
+                gradients.
+
+        Returns:
+            tuple: ``(updated, log_normalizer)``, an AR1Normal and a tensor of the common batch shape.
+
+        Raises:
+            ValueError: if other is of another kind or event shape, or if the batch shapes don't broadcast.
+        """
+        from ar1_dist import inference
+
+        return inference.conjugate_update(self, other)
+
 
 def _describe(value: Tensor) -> str:
     is_number = value.numel() == 1 and not torch._C._functorch.is_batchedtensor(value)  # vmap has no item()

@@ -51,6 +51,22 @@ def linear_recurrence_backward(
     return grad_coefficient, grad_x
 
 
+def moebius_recurrence(transmission: Tensor, saturation: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    batch_shape, rows = _rows(transmission, saturation, x)
+    y = x.new_empty((*batch_shape, x.shape[-1]))
+    _run(_moebius, *rows, y)
+    return y, y
+
+
+def moebius_recurrence_backward(
+    needed: Sequence[bool], grad: Tensor, transmission: Tensor, saturation: Tensor, x: Tensor, y: Tensor
+) -> tuple[Tensor, ...]:
+    batch_shape, rows = _rows(grad, transmission, saturation, y)
+    grads = _gradients(batch_shape, transmission, saturation, x)
+    _run(_moebius_backward, *rows, *grads)
+    return grads
+
+
 def colour(loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, atanh: bool) -> tuple[Tensor, ...]:
     batch_shape, rows = _rows(loc, scale, correlation, noise)
     z = loc.new_empty((*batch_shape, loc.shape[-1]))
@@ -331,6 +347,53 @@ def _recur_backward(like, y, grad_x, reverse, grad_a):
                 grad_a[r, t] = product
         if grad_a.shape[1] == 1:
             grad_a[r, 0] = total
+
+
+@_compiled
+def _moebius(like, a, c, x, y):
+    a, c, x, y = _rows_of(a, like), _rows_of(c, like), _rows_of(x, like), _rows_of(y, like)
+    rows, d = y.shape
+    a_step, c_step = min(a.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
+    for r in range(rows):
+        i, j, k = r % a.shape[0], r % c.shape[0], r % x.shape[0]
+        state = float64(x[k, 0])
+        y[r, 0] = state
+        for t in range(1, d):
+            p = t - 1
+            state = x[k, t] + a[i, p * a_step] * state / (1 + c[j, p * c_step] * state)
+            y[r, t] = state
+
+
+@_compiled
+def _moebius_backward(like, grad, a, c, y, grad_a, grad_c, grad_x):
+    """The adjoint has the coefficient a/(1 + c y)^2."""
+    grad, a, c, y = _rows_of(grad, like), _rows_of(a, like), _rows_of(c, like), _rows_of(y, like)
+    grad_a, grad_c, grad_x = _rows_of(grad_a, like), _rows_of(grad_c, like), _rows_of(grad_x, like)
+    rows, d = grad_x.shape
+    a_step, c_step = min(a.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
+    for r in range(rows):
+        i, j, k, m = r % a.shape[0], r % c.shape[0], r % y.shape[0], r % grad.shape[0]
+        h = total_a = total_c = 0.0
+        for q in range(d - 1):
+            p = d - 2 - q
+            h += grad[m, p + 1]
+            grad_x[r, p + 1] = h
+            shrink = 1 / (1 + float64(c[j, p * c_step]) * y[k, p])
+            passed = a[i, p * a_step] * shrink
+            by_a = h * shrink * y[k, p]
+            by_c = -by_a * passed * y[k, p]
+            total_a += by_a
+            total_c += by_c
+            if a_step:
+                grad_a[r, p] = by_a
+            if c_step:
+                grad_c[r, p] = by_c
+            h *= passed * shrink
+        grad_x[r, 0] = h + grad[m, 0]
+        if a.shape[1] == 1:
+            grad_a[r, 0] = total_a
+        if c.shape[1] == 1:
+            grad_c[r, 0] = total_c
 
 
 @_compiled

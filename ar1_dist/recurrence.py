@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from ar1_dist.kernels import with_kernels
 
-__all__ = ["autoregression", "linear_recurrence"]
+__all__ = ["autoregression", "linear_recurrence", "moebius_recurrence"]
 
 
 @with_kernels
@@ -219,3 +219,115 @@ class _Autoregression(torch.autograd.Function):
             slope = sech * u[..., :-1] - rho * noise[..., 1:]
             forcing = forcing + pad(atanh_rho_tangent * sech * slope, (1, 0))
         return linear_recurrence(rho, forcing)
+
+
+@with_kernels
+def moebius_recurrence(transmission: Tensor, saturation: Tensor, x: Tensor) -> Tensor:
+    r"""Solve the positive Möbius (scalar Riccati) recurrence
+
+    .. math:: y_1 = x_1, \qquad y_t = x_t + \frac{a_t\, y_{t-1}}{1 + c_t\, y_{t-1}}, \qquad a_t, c_t, x_t \ge 0,
+
+    along the last dimension. It carries information: where :math:`y_{t-1}` is the precision that observations add to
+    :math:`z_{t-1}`, and :math:`z_{t-1} \mid z_t` has slope k and variance c, then with :math:`a = k^2` the fraction is
+    the precision that they add to :math:`z_t`. Added to the prior's precision it is the filter's
+    :math:`f_t = \lambda_t + 1/(n_t^2 + c_t^2/f_{t-1})`; kept apart from it, nothing is lost where it is small.
+
+    Two steps in a row make one step of the same form, without a subtraction and without growth: from (a, c, x) and
+    then (a', c', x'), with :math:`D = 1 + c' x`,
+
+    .. math:: \Big( \frac{a}{D} \frac{a'}{D},\quad c + \frac{a\, c'}{D},\quad x' + \frac{a'\, x}{D} \Big)
+
+    (R. Redheffer's star product, *On the relation of transmission-line theory to scattering and transfer*, 1962). So
+    odd-even reduction solves it as it solves :func:`linear_recurrence`, with every rounding error a relative one.
+
+    Differentiable as :func:`linear_recurrence` is, which computes the adjoint and the tangent: the eager backward pass
+    keeps the arguments and y only.
+
+    Example:
+
+        >>> moebius_recurrence(torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([1.0, 0.0, 0.0, 2.0]))
+        tensor([1.0000, 0.5000, 0.3333, 2.2500])
+
+    Args:
+        transmission (Tensor): :math:`a_2, \dots, a_d`, not negative, of shape ``(..., d - 1)``, or ``(..., 1)`` if
+            they are equal.
+        saturation (Tensor): :math:`c_2, \dots, c_d`, not negative, of shape ``(..., d - 1)`` or ``(..., 1)``.
+        x (Tensor): the inputs, not negative, of shape ``(..., d)``. Leading dimensions broadcast.
+
+    Returns:
+        Tensor: :math:`y`, of shape ``(..., d)``.
+    """
+    batch_shape = broadcast_shape(transmission.shape[:-1], saturation.shape[:-1], x.shape[:-1])
+    x = x.expand(batch_shape + x.shape[-1:])
+    if x.shape[-1] == 1:
+        return x
+    if _needs_plain_operations():
+        return _moebius_scan(transmission, saturation, x)
+    return _MoebiusRecurrence.apply(transmission, saturation, x)
+
+
+def _moebius_scan(a: Tensor, c: Tensor, x: Tensor) -> Tensor:
+    """Odd-even reduction: each even place is merged into its odd follower, and follows from its odd predecessor."""
+    d = x.shape[-1]
+    if d == 1:
+        return x
+    a, c = a.expand(a.shape[:-1] + (d - 1,)), c.expand(c.shape[:-1] + (d - 1,))
+    pairs, leaders, followers = d // 2, x[..., ::2], x[..., 1::2]
+    a_within, c_within = a[..., ::2], c[..., ::2]  # to a follower
+    a_between, c_between = a[..., 1::2], c[..., 1::2]  # to a leader
+    shrink = 1 / (1 + c_within * leaders[..., :pairs])
+    share = a_within * shrink
+    followers = followers + share * leaders[..., :pairs]
+    if pairs > 1:
+        passed = a_between[..., : pairs - 1] * shrink[..., 1:]
+        saturation = c_between[..., : pairs - 1] + passed * c_within[..., 1:]
+        followers = _moebius_scan(passed * share[..., 1:], saturation, followers)
+    previous = followers[..., : leaders.shape[-1] - 1]
+    successors = leaders[..., 1:] + a_between * previous / (1 + c_between * previous)
+    leaders = torch.cat([leaders[..., :1], successors], -1)
+    y = torch.stack([leaders[..., :pairs], followers], -1).reshape(x.shape[:-1] + (2 * pairs,))
+    return torch.cat([y, leaders[..., -1:]], -1) if d % 2 else y
+
+
+class _MoebiusRecurrence(torch.autograd.Function):
+    r"""With the slopes :math:`k_t = \partial y_t/\partial y_{t-1} = a_t/(1 + c_t y_{t-1})^2`, the adjoint and the
+    tangent are the linear recurrence with coefficient k, backwards and forwards."""
+
+    @staticmethod
+    def forward(transmission, saturation, x):
+        return _moebius_scan(transmission, saturation, x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        transmission, saturation, _ = inputs
+        ctx.save_for_backward(transmission, saturation, output)
+        ctx.save_for_forward(transmission, saturation, output)
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, c, y = ctx.saved_tensors
+        previous, shrink = _moebius_shrinkage(c, y)
+        grad_x = linear_recurrence(a * shrink.square(), grad, reverse=True)
+        grad_a = grad_c = None
+        passed = grad_x[..., 1:] * previous * shrink
+        if ctx.needs_input_grad[0]:
+            grad_a = passed.sum_to_size(a.shape)
+        if ctx.needs_input_grad[1]:
+            grad_c = (-passed * a * previous * shrink).sum_to_size(c.shape)
+        return grad_a, grad_c, grad_x
+
+    @staticmethod
+    def jvp(ctx, a_tangent, c_tangent, x_tangent):
+        a, c, y = ctx.saved_tensors
+        previous, shrink = _moebius_shrinkage(c, y)
+        forcing = torch.zeros_like(y) if x_tangent is None else x_tangent
+        if a_tangent is not None:
+            forcing = forcing + pad(a_tangent * previous * shrink, (1, 0))
+        if c_tangent is not None:
+            forcing = forcing - pad(c_tangent * a * (previous * shrink).square(), (1, 0))
+        return linear_recurrence(a * shrink.square(), forcing)
+
+
+def _moebius_shrinkage(c: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    previous = y[..., :-1]
+    return previous, 1 / (1 + c * previous)

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,3 +31,19 @@ def test_vae_models_page():
     assert names["q"].batch_shape == (16,)
     assert type(names["q"]).__name__ == "AR1Normal"
     assert names["loss"] > 0
+
+
+def test_irregular_times_page(tmp_path, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks(ROOT / "docs" / "howto_irregular_times.md", 5)
+    assert names["evidences"][-1] > names["evidences"][0]
+    assert 1 < names["scale"] < 4
+    assert 5 < names["timescale"] < 45
+    posterior, level = names["posterior"], names["level"]
+    at_times = posterior.marginal(names["order"] < 60)
+    assert ((at_times.mean - level).abs() < 3 * at_times.stddev).float().mean() > 0.9
+    assert (tmp_path / "irregular_times.png").stat().st_size < 150_000
+    assert names["bridges"].mean.tolist() == pytest.approx([1, 2, 2, 1])
+    assert names["kl"].shape == (16,)

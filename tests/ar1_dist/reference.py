@@ -70,6 +70,48 @@ def kl(q: dict[str, np.ndarray], p: dict[str, np.ndarray]) -> np.ndarray:
     return dense_kl(q["loc"], covariance(q), p["loc"], covariance(p))
 
 
+@over_batch
+def covariance_of_times(p: dict[str, np.ndarray]) -> np.ndarray:
+    """Of the Ornstein-Uhlenbeck process, one timescale for all gaps or one for each."""
+    elapsed = np.concatenate([[0.0], np.cumsum(np.diff(p["times"]) / p["timescale"])])
+    scale = np.broadcast_to(p["scale"], elapsed.shape)
+    return scale[:, None] * np.exp(-np.abs(elapsed[:, None] - elapsed)) * scale
+
+
+@over_batch
+def covariance_of_transitions(p: dict[str, np.ndarray]) -> np.ndarray:
+    """z - loc = (I - C)^-1 N e, with C the coefficients below the diagonal."""
+    d = p["loc"].size
+    below = np.eye(d) - np.diag(np.broadcast_to(p["coefficient"], (d - 1,)), -1)
+    noise = np.concatenate([p["initial_scale"], np.broadcast_to(p["noise_scale"], (d - 1,))])
+    factor = np.linalg.solve(below, np.diag(noise))
+    return factor @ factor.T
+
+
+@over_batch
+def conditional(p: dict[str, np.ndarray], given: dict[str, np.ndarray]) -> np.ndarray:
+    """The mean, as the first row, and the covariance of the coordinates that are not in the index."""
+    index, cov = given["index"], covariance(p)
+    rest = np.setdiff1d(np.arange(p["loc"].size), index)
+    gain = np.linalg.solve(cov[np.ix_(index, index)], cov[np.ix_(index, rest)]).T
+    mean = p["loc"][rest] + gain @ (given["value"] - p["loc"][index])
+    return np.vstack([mean, cov[np.ix_(rest, rest)] - gain @ cov[np.ix_(index, rest)]])
+
+
+@over_batch
+def product(q: dict[str, np.ndarray], p: dict[str, np.ndarray]) -> np.ndarray:
+    """The mean, the covariance and, in each place of a last row, the log normaliser of the product of q with another
+    chain, or with normals of which those with an infinite scale are left out."""
+    q_cov = covariance(q)
+    seen = np.flatnonzero(np.isfinite(np.broadcast_to(p["scale"], q["loc"].shape)))
+    p_cov = covariance(p) if "rho" in p else np.diag(p["scale"] ** 2)
+    total = (q_cov + np.where(np.isfinite(p_cov), p_cov, 0))[np.ix_(seen, seen)]
+    gain = np.linalg.solve(total, q_cov[seen]).T
+    mean = q["loc"] + gain @ (p["loc"] - q["loc"])[seen]
+    evidence = scipy.stats.multivariate_normal(q["loc"][seen], total).logpdf(p["loc"][seen]) if seen.size else 0.0
+    return np.vstack([mean, q_cov - gain @ q_cov[seen], np.full_like(mean, evidence)])
+
+
 class Exact:
     """A chain with float64 or float32 parameters taken as exact, computed with 60 digits, term by term."""
 
@@ -100,6 +142,28 @@ class Exact:
             total += moment - 1 - 2 * mpmath.log(a[t]) + mpmath.log(1 - r * r) - mpmath.log(1 - rho * rho)
         return total / 2
 
+    def covariance(self):
+        d = len(self.loc)
+        return mpmath.matrix(
+            [
+                [self.scale[i] * self.scale[j] * mpmath.fprod(self.rho[min(i, j) : max(i, j)]) for j in range(d)]
+                for i in range(d)
+            ]
+        )
+
+    def product(self, other: "Exact"):
+        """Mean, standard deviations, artanh of the neighbours' correlations, and log normaliser of the product."""
+        d, mine = len(self.loc), self.covariance()
+        total = mine + other.covariance()
+        inverse, difference = total**-1, mpmath.matrix(other.loc) - mpmath.matrix(self.loc)
+        mean = mpmath.matrix(self.loc) + mine * inverse * difference
+        cov = mine - mine * inverse * mine
+        scale = [mpmath.sqrt(cov[t, t]) for t in range(d)]
+        atanh_rho = [mpmath.atanh(cov[t, t + 1] / (scale[t] * scale[t + 1])) for t in range(d - 1)]
+        quadratic = (difference.T * inverse * difference)[0]
+        evidence = -(d * mpmath.log(2 * mpmath.pi) + mpmath.log(mpmath.det(total)) + quadratic) / 2
+        return list(mean), scale, atanh_rho, evidence
+
 
 def relative_error(got: float, expected, d: int) -> float:
     """|got - expected| / max(1, |expected|, 0.1 d), the measure of the numerical contract."""
@@ -108,4 +172,17 @@ def relative_error(got: float, expected, d: int) -> float:
 
 mpmath.mp.dps = 60
 
-__all__ = ["Exact", "correlation", "covariance", "dense_kl", "entropy", "kl", "log_prob", "relative_error"]
+__all__ = [
+    "Exact",
+    "conditional",
+    "correlation",
+    "covariance",
+    "covariance_of_times",
+    "covariance_of_transitions",
+    "dense_kl",
+    "entropy",
+    "kl",
+    "log_prob",
+    "product",
+    "relative_error",
+]

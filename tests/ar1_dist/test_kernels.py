@@ -33,6 +33,7 @@ def arguments_of(case: Case, name: str, atanh: bool, dtype=torch.float64) -> tup
     other = torch.randn(case.batch_shape + (case.d,), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     tensors, options = {
         "linear_recurrence": ([p["rho"], other], {"reverse": atanh}),
+        "moebius_recurrence": ([p["rho"].square(), p["rho"].abs(), other.square()], {}),
         "colour": ([*chain, other], {"atanh": atanh}),
         "log_prob": ([other, *chain], {"atanh": atanh}),
         "log_det": (chain[1:], {"atanh": atanh, "d": case.d}),
@@ -43,6 +44,7 @@ def arguments_of(case: Case, name: str, atanh: bool, dtype=torch.float64) -> tup
 
 OPERATIONS = {
     "linear_recurrence": recurrence.linear_recurrence,
+    "moebius_recurrence": recurrence.moebius_recurrence,
     "colour": functional.colour,
     "log_prob": functional.log_prob,
     "log_det": functional.log_det,

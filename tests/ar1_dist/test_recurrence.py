@@ -3,7 +3,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from ar1_dist import recurrence
-from ar1_dist.recurrence import autoregression, linear_recurrence
+from ar1_dist.recurrence import autoregression, linear_recurrence, moebius_recurrence
 
 pytestmark = pytest.mark.usefixtures("each_path")
 
@@ -139,3 +139,76 @@ def test_reduction_alone(d, shared, reverse, monkeypatch, plain_path):
     monkeypatch.setattr(recurrence, "_SHORT", 1)
     a, x = inputs(d, shared)
     torch.testing.assert_close(linear_recurrence(a, x, reverse=reverse), loop(a, x, reverse), rtol=1e-13, atol=1e-13)
+
+
+# --- The Möbius recurrence ---
+
+
+def moebius_loop(a: torch.Tensor, c: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The definition, one step after another."""
+    batch_shape = torch.broadcast_shapes(a.shape[:-1], c.shape[:-1], x.shape[:-1])
+    a, c = (value.expand(batch_shape + (x.shape[-1] - 1,)) for value in (a, c))
+    x = x.expand(batch_shape + x.shape[-1:])
+    steps = [x[..., 0]]
+    for t in range(1, x.shape[-1]):
+        steps.append(x[..., t] + a[..., t - 1] * steps[-1] / (1 + c[..., t - 1] * steps[-1]))
+    return torch.stack(steps, -1)
+
+
+def moebius_inputs(d: int, shared: bool, requires_grad: bool = False) -> tuple[torch.Tensor, ...]:
+    n = 1 if shared else d - 1
+    shapes = [(3, n), (n,), (2, 1, d)]
+    return tuple(torch.rand(shape, dtype=torch.float64).requires_grad_(requires_grad) for shape in shapes)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("d", SIZES)
+def test_moebius_follows_its_definition(d, shared):
+    inputs = moebius_inputs(d, shared)
+    torch.testing.assert_close(moebius_recurrence(*inputs), moebius_loop(*inputs), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("d", [2, 3, 6, 9])
+def test_derivatives_of_moebius(d, shared):
+    inputs = moebius_inputs(d, shared, requires_grad=True)
+    assert gradcheck(moebius_recurrence, inputs, check_forward_ad=True)
+    assert gradgradcheck(moebius_recurrence, inputs, check_fwd_over_rev=True)
+    plain = torch.func.jacrev(moebius_recurrence, (0, 1, 2))(*inputs)
+    for got, expected in zip(torch.autograd.functional.jacobian(moebius_recurrence, inputs), plain, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_moebius_saves_its_arguments_and_result_only(plain_path):
+    a, c, x = moebius_inputs(1024, False, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        y = moebius_recurrence(a, c, x)
+    assert {tensor.data_ptr() for tensor in saved} == {a.data_ptr(), c.data_ptr(), y.data_ptr()}
+
+
+def test_moebius_of_an_empty_batch():
+    a, c, x = moebius_inputs(9, False)
+    assert moebius_recurrence(a[:0], c, x[:1]).shape == (1, 0, 9)
+
+
+@pytest.mark.parametrize("step", [1e-6, 1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("information", [1e-8, 1e-3, 1.0, 1e8])
+def test_moebius_stays_precise_over_a_long_chain(information, step):
+    """Every place to a relative precision, whatever the size of the numbers: nothing is subtracted."""
+    c = step * torch.rand(99_999)
+    x = information * torch.rand(100_000)
+    x[torch.rand(100_000) < 0.5] = 0.0
+    for a in (1 - 0.01 * torch.rand(99_999), 2 * torch.rand(99_999)):
+        exact = moebius_recurrence(a.double(), c.double(), x.double())
+        torch.testing.assert_close(moebius_recurrence(a, c, x).double(), exact, rtol=1e-5, atol=1e-30)
+
+
+def test_depth_of_moebius_grows_as_the_logarithm(plain_path):
+    def operations(d: int) -> int:
+        with torch.profiler.profile() as profile:
+            moebius_recurrence(torch.full((1,), 0.5), torch.ones(1), torch.ones(d))
+        return sum(event.count for event in profile.key_averages() if event.key == "aten::mul")
+
+    counts = [operations(2**k) for k in (8, 12, 16)]
+    assert counts[2] - counts[1] == counts[1] - counts[0] > 0

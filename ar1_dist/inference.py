@@ -1,0 +1,443 @@
+r"""Exact inference on chains, in closed form and linear in the dimension: construct, marginalise, condition, update.
+
+:class:`~ar1_dist.AR1Normal` has each of these as a method, which says what it takes and returns. Notation: in the
+standardised coordinates :math:`u_t = (z_t - \mathrm{loc}_t)/\mathrm{scale}_t` the chain is
+
+.. math:: u_t \mid u_{t-1} \sim \mathcal{N}(\rho_t u_{t-1},\ \sigma_t^2), \qquad \rho_t = \tanh \alpha_t, \qquad
+    \sigma_t^2 = 1 - \rho_t^2 = \operatorname{sech}^2 \alpha_t ,
+
+and the same from right to left, as every :math:`u_t` has variance 1. A chain comes out of every computation by its
+conditionals: if one coordinate has slope k and variance q given its neighbour, which has variance v,
+
+.. math:: \operatorname{artanh} \operatorname{Corr} = \operatorname{arsinh}(k \sqrt{v / q}) ,
+
+which needs no :math:`1 - \rho^2`. Variances and information obey recurrences of positive terms alone
+(:mod:`ar1_dist.recurrence`), so that nothing cancels but what the parameters make cancel: differences of locations, of
+neighbours and of correlations, which are taken in the next wider type.
+"""
+
+import math
+import numbers
+from collections.abc import Sequence
+
+import torch
+from pyro.distributions.util import broadcast_shape
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+from torch.nn.functional import pad
+
+from ar1_dist.ar1_normal import AR1Normal
+from ar1_dist.functional import sign_of, sum_shared, whiten, widen
+from ar1_dist.recurrence import linear_recurrence, moebius_recurrence
+
+__all__ = ["Index", "condition", "conjugate_update", "from_times", "from_transitions", "marginal"]
+
+Index = Sequence[int] | Sequence[bool] | Tensor | slice
+
+
+# --- Chains from other parametrisations ---
+
+
+def from_times(
+    times: Tensor,
+    loc: Tensor,
+    scale: Tensor | float,
+    timescale: Tensor | float,
+    *,
+    validate_args: bool | None = None,
+) -> AR1Normal:
+    """See :meth:`AR1Normal.from_times <ar1_dist.AR1Normal.from_times>`."""
+    d = _event_size(loc)
+    if not isinstance(times, Tensor) or times.is_complex() or times.dtype == torch.bool or times.shape[-1:] != (d,):
+        raise ValueError(f"times must be a tensor of numbers of shape (..., {d}), as loc has; got {_describe(times)}.")
+    unit = _as_parameter("timescale", timescale, loc, d - 1)
+    _broadcast(loc=loc.shape[:-1], times=times.shape[:-1], timescale=unit.shape[:-1])
+    gap = times.diff(dim=-1)  # in times' own type, which may be an integer or a wider one than loc's
+    if _is_validated(validate_args):
+        _require("times", times, "be finite and increase along the last dimension", times.isfinite(), gap > 0)
+        _require("timescale", unit, "be finite and positive", unit.isfinite(), unit > 0)
+    wide = widen(unit)
+    ratio = gap.to(wide.device, wide.dtype) / _expand(wide, d - 1)
+    # artanh rho as log1p(2 rho/(1 - rho))/2, without a rounded 1 - rho.
+    atanh_rho = 0.5 * (-2 * (-ratio).exp() / torch.expm1(-ratio)).log1p()
+    return AR1Normal(loc, scale, atanh_rho=atanh_rho.to(unit.dtype), validate_args=validate_args)
+
+
+def from_transitions(
+    loc: Tensor,
+    coefficient: Tensor | float,
+    noise_scale: Tensor | float,
+    initial_scale: Tensor | float,
+    *,
+    validate_args: bool | None = None,
+) -> AR1Normal:
+    """See :meth:`AR1Normal.from_transitions <ar1_dist.AR1Normal.from_transitions>`."""
+    d = _event_size(loc)
+    c = _as_parameter("coefficient", coefficient, loc, d - 1)
+    n = _as_parameter("noise_scale", noise_scale, loc, d - 1)
+    initial = _as_parameter("initial_scale", initial_scale, loc, 1)
+    _broadcast(loc=loc.shape[:-1], coefficient=c.shape[:-1], noise_scale=n.shape[:-1], initial_scale=initial.shape[:-1])
+    if _is_validated(validate_args):
+        _require("coefficient", c, "be finite", c.isfinite())
+        _require("noise_scale", n, "be finite and positive", n.isfinite(), n > 0)
+        _require("initial_scale", initial, "be finite and positive", initial.isfinite(), initial > 0)
+    dtype = torch.promote_types(c.dtype, torch.promote_types(n.dtype, initial.dtype))
+    c, n, initial = _expand(widen(c), d - 1), _expand(widen(n), d - 1), widen(initial)
+    scale = linear_recurrence(c.square(), _join(initial.square(), n.square())).sqrt()
+    atanh_rho = (c * scale[..., :-1] / n).asinh()
+    return AR1Normal(loc, scale.to(dtype), atanh_rho=atanh_rho.to(dtype), validate_args=validate_args)
+
+
+# --- Some of the coordinates ---
+
+
+def marginal(q: AR1Normal, index: Index) -> AR1Normal:
+    r"""See :meth:`AR1Normal.marginal <ar1_dist.AR1Normal.marginal>`. Over a gap :math:`i < t \le j` of the index,
+
+    .. math:: \operatorname{artanh} \prod_t \rho_t = \operatorname{arsinh}\Big(\prod_t \rho_t \Big/ \sqrt{S_j}\Big),
+        \qquad S_t = \sigma_t^2 + \rho_t^2 S_{t-1}, \quad S_i = 0,
+
+    where :math:`S_j = 1 - \prod_t \rho_t^2` is a sum of positive terms. Both recurrences start anew after each
+    coordinate of the index, by a coefficient of zero.
+    """
+    d = q.event_shape[0]
+    kept = _positions(index, d, q.loc.device)
+    n = kept.numel()
+    if n == 0:
+        raise ValueError("index must name at least one coordinate; an AR1Normal has no event of size 0.")
+    if n == d:
+        return q
+    atanh_rho = _expand(widen(q.transform.atanh_rho), d - 1)
+    rho = atanh_rho.tanh()
+    is_first = _mask(kept, d)[:-1]  # of the pairs of its gap
+    coefficient = torch.where(is_first, 0.0, rho)
+    product = linear_recurrence(coefficient, pad(torch.where(is_first, rho, 0.0), (1, 0)))
+    variance = linear_recurrence(coefficient.square(), pad(_sech_squared(atanh_rho), (1, 0)))
+    before, after = kept[:-1], kept[1:]
+    over_gap = (product[..., after] / variance[..., after].sqrt()).asinh()
+    over_gap = torch.where(after - before == 1, atanh_rho[..., after - 1], over_gap)  # what is kept is kept exactly
+    scale = q.transform.scale
+    scale = scale if scale.shape[-1] == 1 else scale[..., kept]
+    return _like(q, q.transform.loc[..., kept], scale, over_gap.to(q.transform.atanh_rho.dtype), q.batch_shape)
+
+
+def condition(q: AR1Normal, index: Index, value: Tensor) -> AR1Normal:
+    r"""See :meth:`AR1Normal.condition <ar1_dist.AR1Normal.condition>`. It is a Kalman filter without noise, and the
+    smoother. Given what is observed up to t, :math:`u_t` has mean :math:`m_t` and variance :math:`P_t`, where
+
+    .. math:: m_t = \rho_t m_{t-1}, \qquad P_t = E_{t-1} = \sigma_t^2 + \rho_t^2 P_{t-1} ,
+
+    unless it is observed itself: then :math:`P_t = 0`. Given the next coordinate too,
+
+    .. math:: u_t \mid u_{t+1} \sim \mathcal{N}\Big(\frac{\rho_{t+1} P_t}{E_t}\, u_{t+1} + \frac{\sigma_{t+1}^2}{E_t}
+        \, m_t,\ \frac{\sigma_{t+1}^2}{E_t}\, P_t\Big) ,
+
+    with slope and variance zero where t is observed: what lies before it and what lies after it are independent.
+    """
+    d = q.event_shape[0]
+    observed = _positions(index, d, q.loc.device)
+    n = observed.numel()
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape[-1:] != (n,):
+        raise ValueError(
+            f"value must be a floating-point tensor of shape (..., {n}), one number for each coordinate of index; "
+            f"got {_describe(value)}."
+        )
+    if n == d:
+        raise ValueError(
+            f"index must leave at least one of the {d} coordinates: an AR1Normal has no event of size 0 (the density "
+            "of all of them together is log_prob(value))."
+        )
+    batch_shape = _broadcast(q.batch_shape, value=value.shape[:-1])
+    if n == 0:
+        return q.expand(batch_shape)
+    if q._validate_args:
+        _require("value", value, "be finite", value.isfinite())
+    dtype = torch.promote_types(q.loc.dtype, value.dtype)
+    loc, scale = widen(q.transform.loc), _expand(widen(q.transform.scale), d)
+    atanh_rho = _expand(widen(q.transform.atanh_rho), d - 1)
+    rho, innovation = atanh_rho.tanh(), _sech_squared(atanh_rho)
+    is_free = ~_mask(observed, d)
+    deviation = (widen(value) - loc[..., observed]) / scale[..., observed]
+    start = torch.zeros(deviation.shape[:-1] + (d,), dtype=deviation.dtype, device=deviation.device)
+    start = start.index_copy(-1, observed, deviation)
+
+    coefficient = torch.where(is_free[1:], rho, 0.0)
+    filtered_mean = linear_recurrence(coefficient, start)
+    filtered = linear_recurrence(coefficient.square(), torch.where(is_free, pad(innovation, (1, 0), value=1.0), 0.0))
+    predicted = innovation + rho.square() * filtered[..., :-1]
+    slope = rho * filtered[..., :-1] / predicted
+    share = pad(innovation / predicted, (0, 1), value=1.0)
+    remainder = share * filtered
+    mean = linear_recurrence(slope, share * filtered_mean, reverse=True)
+    variance = linear_recurrence(slope.square(), remainder, reverse=True)
+
+    free = is_free.nonzero().squeeze(-1)
+    before, after = free[:-1], free[1:]
+    is_pair = after - before == 1
+    # Guarded twice: what follows an observed coordinate's neighbour has no part in value or gradient.
+    ratio = torch.where(is_pair, variance[..., after], 1.0) / remainder[..., before]
+    correlation = torch.where(is_pair, (slope[..., before] * ratio.sqrt()).asinh(), 0.0)
+    loc = loc[..., free] + scale[..., free] * mean[..., free]
+    scale = scale[..., free] * variance[..., free].sqrt()
+    return _like(q, loc.to(dtype), scale.to(dtype), correlation.to(dtype), batch_shape)
+
+
+# --- Products ---
+
+
+def conjugate_update(q: AR1Normal, other: Distribution) -> tuple[AR1Normal, Tensor]:
+    r"""See :meth:`AR1Normal.conjugate_update <ar1_dist.AR1Normal.conjugate_update>`. With m the mean of the product and
+    P its precision matrix, the normaliser is
+
+    .. math:: \log \int q(z)\, p(z)\, dz = \log q(m) + \log p(m) + \tfrac{d}{2} \log 2\pi - \tfrac12 \log \det P ,
+
+    in which the quadratic forms are sums of squares, and to first order do not depend on m.
+    """
+    if isinstance(other, AR1Normal):
+        return _update_by_chain(q, other)
+    base, ndims = other, 0
+    while isinstance(base, Independent):
+        base, ndims = base.base_dist, ndims + base.reinterpreted_batch_ndims
+    if not isinstance(base, Normal) or ndims != 1:
+        raise ValueError(
+            "other must be an AR1Normal or an Independent(Normal, 1); got "
+            f"{type(base).__name__} with {ndims} reinterpreted dimensions."
+        )
+    return _update_by_factors(q, base.loc, base.scale)
+
+
+def _update_by_factors(q: AR1Normal, value: Tensor, noise_scale: Tensor) -> tuple[AR1Normal, Tensor]:
+    r"""Each factor is :math:`\exp(\lambda_t u_t y_t - \tfrac12 \lambda_t u_t^2)` in the standardised coordinates, with
+    y the standardised value and :math:`\lambda_t = (\mathrm{scale}_t/\tau_t)^2`."""
+    d, batch_shape = q.event_shape[0], _common_batch_shape(q, value)
+    dtype = torch.promote_types(q.loc.dtype, value.dtype)
+    loc, scale = widen(q.transform.loc), widen(q.transform.scale)
+    atanh_rho = _expand(widen(q.transform.atanh_rho), d - 1)
+    # Guarded twice: what is not observed is replaced before the arithmetic and after it, so that neither value nor
+    # gradient meets an infinity or a NaN. A NaN scale is no such mark, and comes through.
+    is_observed = noise_scale != math.inf
+    noise_scale = torch.where(is_observed, widen(noise_scale), 1.0)
+    deviation = (torch.where(is_observed, widen(value), 0.0) - loc) / scale
+    information = torch.where(is_observed, (scale / noise_scale).square(), 0.0)
+
+    spread = pad(_sech_squared(atanh_rho), (0, 1), value=1.0)
+    mean, variance, correlation, log_det = _smooth(atanh_rho.tanh(), spread, information, information * deviation)
+    squares = whiten(mean, atanh_rho, mean.dtype).square().sum(-1)
+    squares = squares + (information * (deviation - mean).square()).sum(-1)
+    log_noise = torch.where(is_observed, math.log(2 * math.pi) + 2 * noise_scale.log(), 0.0).sum(-1)
+    log_normalizer = (-0.5 * (squares + log_det + log_noise)).to(dtype)
+    loc, scale = loc + scale * mean, scale * variance.sqrt()
+    updated = _like(q, loc.to(dtype), scale.to(dtype), correlation.to(dtype), batch_shape)
+    return updated, log_normalizer.expand(batch_shape)
+
+
+def _update_by_chain(q: AR1Normal, p: AR1Normal) -> tuple[AR1Normal, Tensor]:
+    r"""In q's standardised coordinates and from right to left, q has :math:`u_{t-1} \mid u_t \sim \mathcal{N}(k_t u_t,
+    N_t)` and p has :math:`\mathcal{N}(k'_t u_t + \nu_t, N'_t)`. With :math:`M_t = N_t + N'_t` their product is
+
+    .. math:: \mathcal{N}\Big(u_{t-1};\ \frac{k_t N'_t + k'_t N_t}{M_t}\, u_t + \frac{N_t}{M_t}\, \nu_t,\
+        \frac{N_t N'_t}{M_t}\Big)\; \mathcal{N}\big(\nu_t;\ (k_t - k'_t)\, u_t,\ M_t\big) ,
+
+    a chain's conditional, and an observation of :math:`u_t` whose information :math:`(k_t - k'_t)^2/M_t` is not
+    negative: where couplings of opposite signs cancel in the one, they add up in the other. Of the last coordinate,
+    the product of :math:`\mathcal{N}(0, 1)` and :math:`\mathcal{N}(\delta_d, b_d^2)` remains.
+    """
+    d, batch_shape = q.event_shape[0], _common_batch_shape(q, p.loc)
+    dtype = torch.promote_types(q.loc.dtype, p.loc.dtype)
+    loc, scale, tau = widen(q.transform.loc), widen(q.transform.scale), widen(p.transform.scale)
+    alpha = _expand(widen(q.transform.atanh_rho), d - 1)
+    beta = _expand(widen(p.transform.atanh_rho), d - 1)
+    b, shift = _expand(tau / scale, d), _expand((widen(p.transform.loc) - loc) / tau, d)
+    previous, current = b[..., :-1], b[..., 1:]
+
+    own, its = _sech_squared(alpha), previous.square() * _sech_squared(beta)  # N and N'
+    noise = _join(own + its, 1 + b[..., -1:].square())
+    own_share, its_share = own / noise[..., :-1], its / noise[..., :-1]
+    last_share = b[..., -1:] / noise[..., -1:]
+    slope = alpha.tanh() * its_share + beta.tanh() * (previous / current) * own_share
+    spread = _join(own * its_share, b[..., -1:] * last_share)
+    # k - k' and nu are differences that vanish as correlations approach 1 or -1, s = +-1 the sign of the one at hand:
+    # 1 - s rho and 1 - s r, which are precise, stand for rho and r.
+    sign = sign_of(alpha)
+    residue = _one_minus_tanh(sign * beta) * previous - _one_minus_tanh(sign * alpha) * current
+    disagreement = sign * (current - previous + residue) / current
+    sign = sign_of(beta)
+    residue = sign * _one_minus_tanh(sign * beta) * shift[..., 1:]
+    offset = previous * (shift[..., :-1] - sign * shift[..., 1:] + residue)
+    gain = disagreement / noise[..., :-1]
+
+    mean, variance, correlation, log_det = _smooth(
+        slope,
+        spread,
+        information=pad(gain * disagreement, (1, 0)),
+        score=pad(gain * offset, (1, 0)),
+        offset=_join(own_share * offset, last_share * shift[..., -1:]),
+    )
+    squares = whiten(mean, alpha, mean.dtype).square().sum(-1)
+    squares = squares + whiten(mean / b - shift, beta, mean.dtype).square().sum(-1)
+    log_noise = noise.log().sum(-1) + 2 * sum_shared(scale.log(), d) + d * math.log(2 * math.pi)
+    log_normalizer = (-0.5 * (squares + log_det + log_noise)).to(dtype)
+    loc, scale = loc + scale * mean, scale * variance.sqrt()
+    updated = _like(q, loc.to(dtype), scale.to(dtype), correlation.to(dtype), batch_shape)
+    return updated, log_normalizer.expand(batch_shape)
+
+
+def _smooth(
+    slope: Tensor, spread: Tensor, information: Tensor, score: Tensor, offset: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""The chain :math:`u_d \sim \mathcal{N}(o_d, N_d)`, :math:`u_{t-1} \mid u_t \sim \mathcal{N}(k_t u_t + o_{t-1},
+    N_{t-1})`, times :math:`\exp \sum_t (\eta_t u_t - \tfrac12 \lambda_t u_t^2)`.
+
+    Integrating :math:`u_1, \dots, u_{t-1}` out leaves :math:`\exp(h_t u_t - \tfrac12 g_t u_t^2)` of :math:`u_t`, with
+
+    .. math::
+
+        g_t = \lambda_t + \frac{k_t^2 g_{t-1}}{1 + N_{t-1} g_{t-1}}, \qquad
+        h_t = \eta_t + \kappa_t (h_{t-1} - g_{t-1} o_{t-1}), \qquad \kappa_t = \frac{k_t}{1 + N_{t-1} g_{t-1}},
+
+    the filter, in terms of the information that the factors add. So the product is the chain
+
+    .. math:: u_t \mid u_{t+1} \sim \mathcal{N}(\kappa_{t+1} u_{t+1} + w_t o_t + q_t h_t,\ q_t), \qquad
+        w_t = \frac{1}{1 + N_t g_t}, \quad q_t = w_t N_t ,
+
+    and the smoothed means and variances are linear recurrences run backwards.
+
+    Args:
+        slope (Tensor): :math:`k_2, \dots, k_d`, of shape ``(..., d - 1)``.
+        spread (Tensor): :math:`N_1, \dots, N_d`, positive, of shape ``(..., d)``.
+        information (Tensor): :math:`\lambda`, not negative, of shape ``(..., d)``.
+        score (Tensor): :math:`\eta`, of shape ``(..., d)``.
+        offset (Tensor, optional): o, of shape ``(..., d)``; zero by default.
+
+    Returns:
+        tuple: means and variances, of shape ``(..., d)``, artanh of the correlations, of shape ``(..., d - 1)``, and
+        the logarithm of the factor by which the precision's determinant has grown, :math:`\sum_t \log(1 + N_t g_t)`.
+    """
+    gained = moebius_recurrence(slope.square(), spread[..., :-1], information)
+    shrink = 1 / (1 + spread * gained)
+    coefficient, remainder = slope * shrink[..., :-1], spread * shrink
+    if offset is None:
+        pull = remainder * linear_recurrence(coefficient, score)
+    else:
+        score = score - pad(coefficient * (gained * offset)[..., :-1], (1, 0))
+        pull = remainder * linear_recurrence(coefficient, score) + shrink * offset
+    mean = linear_recurrence(coefficient, pull, reverse=True)
+    variance = linear_recurrence(coefficient.square(), remainder, reverse=True)
+    correlation = (coefficient * (variance[..., 1:] / remainder[..., :-1]).sqrt()).asinh()
+    return mean, variance, correlation, (spread * gained).log1p().sum(-1)
+
+
+# --- Parts ---
+
+
+def _sech_squared(x: Tensor) -> Tensor:
+    return x.cosh().reciprocal().square()
+
+
+def _one_minus_tanh(x: Tensor) -> Tensor:
+    return 2 * (-2 * x).sigmoid()
+
+
+def _expand(x: Tensor, n: int) -> Tensor:
+    return x.expand(x.shape[:-1] + (n,))
+
+
+def _join(first: Tensor, last: Tensor) -> Tensor:
+    """Concatenation along the last dimension of tensors whose leading dimensions broadcast."""
+    batch_shape = broadcast_shape(first.shape[:-1], last.shape[:-1])
+    return torch.cat([part.expand(batch_shape + part.shape[-1:]) for part in (first, last)], -1)
+
+
+def _like(q: AR1Normal, loc: Tensor, scale: Tensor, atanh_rho: Tensor, batch_shape: torch.Size) -> AR1Normal:
+    """A chain that was computed from q. Its parameters are not checked again; values will be where q's are."""
+    chain = AR1Normal(loc, scale, atanh_rho=atanh_rho, validate_args=False)
+    chain._validate_args = q._validate_args
+    return chain if chain.batch_shape == batch_shape else chain.expand(batch_shape)
+
+
+# --- Arguments ---
+
+
+def _event_size(loc: Tensor) -> int:
+    if not isinstance(loc, Tensor) or not loc.is_floating_point() or loc.dim() < 1 or loc.shape[-1] < 1:
+        raise ValueError(
+            f"loc must be a floating-point tensor of shape (..., d) with d at least 1; got {_describe(loc)}."
+        )
+    return loc.shape[-1]
+
+
+def _as_parameter(name: str, value: Tensor | float, loc: Tensor, size: int) -> Tensor:
+    """value on loc's device, of shape ``(..., 1)`` or ``(..., size)``. As everywhere in torch, numbers and 0-d tensors
+    don't take part in promotion."""
+    dtype = loc.dtype
+    if isinstance(value, Tensor):
+        fits = value.is_floating_point() and (value.dim() == 0 or value.shape[-1] in (1, size))
+        dtype = torch.promote_types(dtype, value.dtype) if value.dim() > 0 else dtype
+    else:
+        fits = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not fits:
+        sizes = "1" if size == 1 else f"1 or {size}"
+        raise ValueError(
+            f"{name} must be a real number or a floating-point tensor whose last dimension is {sizes}, for loc of "
+            f"shape {tuple(loc.shape)}; got {_describe(value)}."
+        )
+    return torch.atleast_1d(torch.as_tensor(value, dtype=dtype, device=loc.device))
+
+
+def _positions(index: Index, d: int, device: torch.device) -> Tensor:
+    """The coordinates that index names, increasing, from 0 to d - 1. They are always checked: like shapes, they decide
+    what the result is."""
+    if isinstance(index, slice):
+        index = list(range(d)[index])
+    wanted = f"index must be a slice, a boolean mask of shape ({d},) or increasing integers from {-d} to {d - 1}"
+    try:
+        given = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{wanted}; got {index!r}.") from None
+    if given.dim() != 1 or (given.dtype == torch.bool and given.shape != (d,)):
+        raise ValueError(f"{wanted}; got {_describe(given)}.")
+    if given.numel() == 0:
+        return torch.empty(0, dtype=torch.long, device=device)  # an empty list has a type, but not by intent
+    if given.dtype == torch.bool:
+        return given.to(device).nonzero().squeeze(-1)
+    if given.is_floating_point() or given.is_complex():
+        raise ValueError(f"{wanted}; got {_describe(given)}.")
+    given = given.long()
+    positions = torch.where(given < 0, given + d, given)
+    if not (((positions >= 0) & (positions < d)).all() and (positions.diff() > 0).all()):
+        raise ValueError(f"{wanted}; got {given.tolist() if len(given) <= 10 else _describe(given)}.")
+    return positions.to(device)
+
+
+def _mask(positions: Tensor, d: int) -> Tensor:
+    return torch.zeros(d, dtype=torch.bool, device=positions.device).index_fill(0, positions, True)
+
+
+def _common_batch_shape(q: AR1Normal, loc: Tensor) -> torch.Size:
+    if loc.shape[-1:] != q.event_shape:
+        raise ValueError(
+            f"other must have the event shape {tuple(q.event_shape)} of this distribution; got {tuple(loc.shape[-1:])}."
+        )
+    return _broadcast(q.batch_shape, other=loc.shape[:-1])
+
+
+def _broadcast(batch_shape: torch.Size | None = None, **shapes: torch.Size) -> torch.Size:
+    try:
+        return torch.Size(broadcast_shape(batch_shape or (), *shapes.values()))
+    except ValueError:
+        described = ", ".join(f"{tuple(shape)} of {name}" for name, shape in shapes.items())
+        described += "" if batch_shape is None else f" and batch_shape {tuple(batch_shape)}"
+        raise ValueError(f"Leading dimensions must broadcast; got {described}.") from None
+
+
+def _is_validated(validate_args: bool | None) -> bool:
+    return Distribution._validate_args if validate_args is None else validate_args
+
+
+def _require(name: str, value: Tensor, wanted: str, *conditions: Tensor) -> None:
+    if not all(torch._is_all_true(condition) for condition in conditions):
+        raise ValueError(f"{name} must {wanted}; got a tensor of shape {tuple(value.shape)}:\n{value}")
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
