@@ -211,7 +211,9 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
 
     def _adjust_plates(self, value, event_dim):
         # Pyro looks up a plate among names of plates, and so gives parameters that are made inside a plate of
-        # particles a dimension for these wherever the prior depends on another site.
+        # particles a dimension for these wherever the prior depends on another site. And the mean that it starts from
+        # may be the prior's own tensor, which training would change.
+        value = value.clone()
         for plate in get_plates():
             dim = plate.dim - event_dim
             if plate.name in self._outer_plates and -value.dim() <= dim:

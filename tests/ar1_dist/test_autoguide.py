@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import scipy.stats
+import statsmodels.datasets
 import torch
 from pyro import poutine
 from pyro.infer import (
@@ -35,6 +36,7 @@ from pyro.infer.autoguide import (
 )
 from pyro.infer.autoguide.effect import AutoNormalMessenger
 from pyro.infer.reparam import NeuTraReparam
+from statsmodels.tsa.statespace.structural import UnobservedComponents
 
 from ar1_dist import AR1Normal, AR1Transform, AutoAR1Normal, AutoAR1NormalMessenger, assert_analytic_kl
 
@@ -395,6 +397,49 @@ def test_svi_finds_the_posterior():
     np.testing.assert_allclose(posterior.covariance_matrix.detach(), conjugate.cov, atol=0.03)
 
 
+class Nile:
+    """The local level model of the Nile's yearly flow, in hundreds from 1000: a random walk seen with noise (Durbin and
+    Koopman, 2012). The answer by dense linear algebra, the evidence by statsmodels' Kalman filter."""
+
+    noise, step, initial = 15099**0.5 / 100, 1469.1**0.5 / 100, 250 / 100
+
+    def __init__(self) -> None:
+        flow = (statsmodels.datasets.nile.load_pandas().data["volume"].to_numpy() - 1000) / 100
+        self.flow, t = torch.from_numpy(flow), np.arange(len(flow))
+        scale = torch.from_numpy(np.sqrt(self.initial**2 + t * self.step**2))
+        self.prior = AR1Normal(torch.zeros_like(scale), scale, atanh_rho=(scale[:-1] / self.step).asinh())
+        prior_cov = self.initial**2 + self.step**2 * np.minimum(t, t[:, None])
+        self.cov = np.linalg.inv(np.linalg.inv(prior_cov) + np.eye(len(flow)) / self.noise**2)
+        self.loc = self.cov @ flow / self.noise**2
+        filtered = UnobservedComponents(flow, "llevel")
+        filtered.ssm.initialize_known([0.0], [[self.initial**2]])
+        filtered.ssm.loglikelihood_burn = 0
+        self.log_evidence = filtered.loglike([self.noise**2, self.step**2])
+
+    def model(self) -> None:
+        level = pyro.sample("level", self.prior)
+        pyro.sample("flow", dist.Normal(level, self.noise).to_event(1), obs=self.flow)
+
+
+@pytest.mark.parametrize(
+    ("guide_class", "elbo"), [(AutoAR1Normal, Trace_ELBO), (AutoAR1NormalMessenger, TraceMeanField_ELBO)]
+)
+def test_elbo_of_the_nile_is_the_evidence(guide_class, elbo):
+    nile = Nile()
+    steps = 1000
+    guide = guide_class(nile.model)
+    estimator = elbo(num_particles=30, vectorize_particles=True, max_plate_nesting=0)
+    svi = SVI(nile.model, guide, pyro.optim.ClippedAdam({"lr": 0.06, "lrd": 0.01 ** (1 / steps)}), estimator)
+    for _ in range(steps):
+        svi.step()
+    q = guide.get_posterior() if guide_class is AutoAR1Normal else chain_sites(guide)["level"]["fn"]
+    gap = reference.dense_kl(q.mean.detach().numpy(), q.covariance_matrix.detach().numpy(), nile.loc, nile.cov)
+    assert gap < 0.05
+    with torch.no_grad():
+        elbo = -Trace_ELBO(num_particles=1000, vectorize_particles=True, max_plate_nesting=0).loss(nile.model, guide)
+    assert elbo == pytest.approx(nile.log_evidence - gap, abs=0.03)
+
+
 def test_time_and_memory_are_linear():
     """A dense matrix of 100,000 coordinates would take 40 GB."""
     d = 100_000
@@ -553,6 +598,27 @@ def test_parameters_made_among_particles_have_no_particle_dimension():
         TraceMeanField_ELBO(num_particles=5, vectorize_particles=True, max_plate_nesting=0).loss(model, guide)
     assert {tuple(value.shape) for value in guide.parameters()} == {(D,), (D - 1,), ()}
     assert np.isfinite(TraceMeanField_ELBO().loss(model, guide))
+
+
+@pytest.mark.parametrize("plates", [(), (N,)], ids=str)
+def test_training_leaves_the_prior_as_it_is(plates):
+    """Parameters start from its mean, not in it, as those of Pyro's messenger do."""
+    loc, mean = torch.zeros(*plates, D), torch.zeros(plates)
+
+    def model():
+        with pyro.plate_stack("rows", plates) if plates else contextlib.nullcontext():
+            z = pyro.sample("z", AR1Normal(loc, 1.0, 0.5))
+            m = pyro.sample("m", dist.Normal(mean, 1.0))
+            pyro.sample("x", dist.Normal(z + m.unsqueeze(-1), 1.0).to_event(1), obs=torch.ones(*plates, D))
+
+    guide = AutoAR1NormalMessenger(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), TraceMeanField_ELBO())
+    with pytest.warns(UserWarning, match="'m' is no chain"):
+        svi.step()
+    assert guide.locs.z.any()
+    assert guide.locs.m.any()
+    assert not loc.any()
+    assert not mean.any()
 
 
 @pytest.mark.parametrize(
