@@ -43,10 +43,10 @@ def guides_of(model: Program, site: str) -> dict[str, tuple[AutoGuide, Program]]
 
 
 def fit(guide: AutoGuide, model: Program, steps: int, particles: int, lr: float) -> float:
-    """Train with Adam, its rate falling to a hundredth; seconds of the processor per step."""
+    """Train with Adam, its rate falling to a thousandth; seconds of the processor per step."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    optimizer = pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.01 ** (1 / steps), "clip_norm": math.inf})
+    optimizer = pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.001 ** (1 / steps), "clip_norm": math.inf})
     estimator = Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=0)
     svi = SVI(model, guide, optimizer, estimator)
     svi.step()

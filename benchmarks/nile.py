@@ -7,7 +7,7 @@ State Space Methods*, 2012, chapter 2). The posterior of the levels is normal, a
 Every guide takes the same number of steps of the same optimiser with Trace_ELBO. The gap is the evidence less the ELBO:
 the guide's KL to the posterior.
 
-    python benchmarks/nile.py [--steps 4000] [--particles 10] [--lr 0.03]
+    python benchmarks/nile.py [--steps 4000] [--particles 10] [--lr 0.1]
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--particles", type=int, default=10)
-    parser.add_argument("--lr", type=float, default=0.03)
+    parser.add_argument("--lr", type=float, default=0.1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: dict[str, list[str]] = {}

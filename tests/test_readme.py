@@ -29,3 +29,14 @@ def test_vae_models_page():
     assert names["q"].batch_shape == (16,)
     assert type(names["q"]).__name__ == "AR1Normal"
     assert names["loss"] > 0
+
+
+def test_time_series_page():
+    names = run_blocks(ROOT / "docs" / "howto_time_series.md", 2)
+    assert (names["low"] < names["median"]).all()
+    assert (names["median"] < names["high"]).all()
+    assert names["posterior"].event_shape == (100,)
+    for losses in (names["losses"], names["losses_of_several"]):
+        assert sum(losses[-20:]) < sum(losses[:20])
+    assert abs(sum(names["losses"][-20:]) / 20 - 178.6) < 2  # the evidence, by a Kalman filter
+    assert (ROOT / "docs" / "figures" / "nile.png").is_file()

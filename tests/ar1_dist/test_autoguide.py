@@ -440,6 +440,29 @@ def test_elbo_of_the_nile_is_the_evidence(guide_class, elbo):
     assert elbo == pytest.approx(nile.log_evidence - gap, abs=0.03)
 
 
+def test_a_chain_beats_mean_field_on_stochastic_volatility():
+    """A posterior that is not normal: of the logarithms of variances, each seen by one return."""
+    prior = AR1Normal(torch.zeros(100), 1.0, 0.95)
+    returns = torch.randn(100) * (prior.sample() / 2).exp()
+
+    def model():
+        h = pyro.sample("h", prior)
+        pyro.sample("return", dist.Normal(0.0, (h / 2).exp()).to_event(1), obs=returns)
+
+    elbos = {}
+    for guide_class in (AutoAR1Normal, AutoMultivariateNormal, AutoDiagonalNormal):
+        pyro.clear_param_store()
+        guide = guide_class(model)
+        estimator = Trace_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=0)
+        svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.01 ** (1 / 500)}), estimator)
+        for _ in range(500):
+            svi.step()
+        with torch.no_grad():
+            elbos[guide_class] = -Trace_ELBO(1000, vectorize_particles=True, max_plate_nesting=0).loss(model, guide)
+    assert elbos[AutoAR1Normal] > elbos[AutoDiagonalNormal] + 15
+    assert elbos[AutoAR1Normal] > elbos[AutoMultivariateNormal] - 1
+
+
 def test_time_and_memory_are_linear():
     """A dense matrix of 100,000 coordinates would take 40 GB."""
     d = 100_000
