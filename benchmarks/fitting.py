@@ -42,11 +42,11 @@ def guides_of(model: Program, site: str) -> dict[str, tuple[AutoGuide, Program]]
     return {name: (cls(guided, init_loc_fn=init_to_mean), guided) for name, (cls, guided) in classes.items()}
 
 
-def fit(guide: AutoGuide, model: Program, steps: int, particles: int, lr: float) -> float:
-    """Train with Adam, its rate falling to a thousandth; seconds of the processor per step."""
+def fit(guide: AutoGuide, model: Program, steps: int, particles: int, lr: float, decay: float = 1e-3) -> float:
+    """Train with Adam, its rate falling by the factor of decay in the end; seconds of the processor per step."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    optimizer = pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.001 ** (1 / steps), "clip_norm": math.inf})
+    optimizer = pyro.optim.ClippedAdam({"lr": lr, "lrd": decay ** (1 / steps), "clip_norm": math.inf})
     estimator = Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=0)
     svi = SVI(model, guide, optimizer, estimator)
     svi.step()

@@ -6,7 +6,7 @@ in per cent, of a share that Matplotlib carries (goog.npz, August 2004 to Octobe
 deviations of h are compared with those of NUTS, which runs on h's white noise; in its own row the error is that of
 Monte Carlo, by the difference of its two halves.
 
-    python benchmarks/volatility.py [--steps 3000] [--particles 10] [--lr 0.03] [--samples 1000] [--warmup 300]
+    python benchmarks/volatility.py [--steps 2000] [--particles 10] [--lr 0.03] [--samples 600] [--warmup 200]
 """
 
 import argparse
@@ -73,18 +73,18 @@ def neighbours(h: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--particles", type=int, default=10)
     parser.add_argument("--lr", type=float, default=0.03)
-    parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--warmup", type=int, default=300)
+    parser.add_argument("--samples", type=int, default=600)
+    parser.add_argument("--warmup", type=int, default=200)
     arguments = vars(parser.parse_args())
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     exact = nuts(arguments.pop("samples"), arguments.pop("warmup"))
     rows = []
     for name, (guide, guided) in guides_of(model, "h").items():
-        seconds = fit(guide, guided, **arguments)
+        seconds = fit(guide, guided, **arguments, decay=0.01)
         h = draws_of(guide, guided)
         rows.append(
             [
