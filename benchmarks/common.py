@@ -12,15 +12,18 @@ import torch
 __all__ = ["interleaved", "print_table", "ratio"]
 
 
-def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of every call. Every round calls each function once, so that a machine that is slow for a while is slow
-    for all of them. A first round is not counted."""
+    for all of them. A first round is not counted. What has one thread can be timed by ``time.process_time``, which
+    other programs on the machine do not lengthen."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(1 + rounds):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = clock()
             function()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: values[1:] for name, values in seconds.items()}
 
 

@@ -47,3 +47,14 @@ def test_irregular_times_page(tmp_path, monkeypatch):
     assert (tmp_path / "irregular_times.png").stat().st_size < 150_000
     assert names["bridges"].mean.tolist() == pytest.approx([1, 2, 2, 1])
     assert names["kl"].shape == (16,)
+
+
+def test_time_series_page():
+    names = run_blocks(ROOT / "docs" / "howto_time_series.md", 2)
+    assert (names["low"] < names["median"]).all()
+    assert (names["median"] < names["high"]).all()
+    assert names["posterior"].event_shape == (100,)
+    for losses in (names["losses"], names["losses_of_several"]):
+        assert sum(losses[-20:]) < sum(losses[:20])
+    assert abs(sum(names["losses"][-20:]) / 20 - 178.6) < 2  # the evidence, by a Kalman filter
+    assert (ROOT / "docs" / "figures" / "nile.png").is_file()
