@@ -240,6 +240,10 @@ def _launch(
 
 
 # --- Inside the kernels. Rows are int64, so that no offset overflows; places in a row are int32. ---
+#
+# A recurrence in reverse reads places from the last to the first and scans forwards. The scan's own flag for that flips
+# all numbers between threads, before and after: compiled by Triton 3.8 it is 25 shuffles a place, against 14 so, and 5
+# forwards where rows are aligned.
 
 
 @triton.jit
@@ -262,26 +266,15 @@ def _rows_and_chunk(chunks, COMPOSE: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _places(step, chunk, chunks, blocks, REVERSE: tl.constexpr, BLOCK: tl.constexpr):
-    """The places of a chunk's step-th block; those beyond the row's end lie in the physically last blocks."""
-    block = chunk * blocks + step
-    if REVERSE:
-        block = chunks * blocks - 1 - block
-    return block * BLOCK + tl.arange(0, BLOCK)[None, :]
-
-
-@triton.jit
-def _scan(a, x, carry, REVERSE: tl.constexpr):
+def _scan(a, x, carry):
     """The composed coefficients, and the values with the carried one taken in."""
-    a, y = tl.associative_scan((a, x), 1, _compose, reverse=REVERSE)
+    a, y = tl.associative_scan((a, x), 1, _compose)
     return a, y + a * carry[:, None]
 
 
 @triton.jit
-def _last(y, REVERSE: tl.constexpr, BLOCK: tl.constexpr):
-    """The value at the place of each row that is the last in running order."""
-    end = 0 if REVERSE else BLOCK - 1
-    return tl.sum(tl.where(tl.arange(0, BLOCK)[None, :] == end, y, 0.0), axis=1)
+def _last(y, BLOCK: tl.constexpr):
+    return tl.sum(tl.where(tl.arange(0, BLOCK)[None, :] == BLOCK - 1, y, 0.0), axis=1)
 
 
 @triton.jit
@@ -300,7 +293,7 @@ def _carried_in(maps, n, row, chunk, chunks, CHUNKS: tl.constexpr):
     a = tl.load(at, mask=before, other=1.0)
     x = tl.load(at + n * chunks, mask=before, other=0.0)
     a, x = tl.associative_scan((a, x), 1, _compose)
-    return _last(x, False, CHUNKS)
+    return _last(x, CHUNKS)
 
 
 @triton.jit
@@ -364,17 +357,18 @@ def _recurrence_kernel(
         carry = _carried_in(maps, n, row, chunk, chunks, CHUNKS)
     product = tl.full([ROWS], 1.0, dtype=x_ptr.dtype.element_ty)
     for step in range(blocks):
-        t = _places(step, chunk, chunks, blocks, REVERSE, BLOCK)
-        real = live[:, None] & (t < d)
+        i = (chunk * blocks + step) * BLOCK + tl.arange(0, BLOCK)[None, :]
+        real = live[:, None] & (i < d)
+        t = d - 1 - i if REVERSE else i
         pair = t if REVERSE else t - 1  # of place t and the one that comes before it in running order
         inside = real & (pair >= 0) & (pair < d - 1)
         a = tl.where(inside, shared[:, None], 0.0) if SHARED else tl.load(a_row[:, None] + pair, mask=inside, other=0.0)
         a = tl.where(real, a, 1.0)
         x = tl.load(x_ptr + row[:, None] * x_stride + t, mask=real, other=0.0)
-        a, y = _scan(a, x, carry, REVERSE)
-        carry = _last(y, REVERSE, BLOCK)
+        a, y = _scan(a, x, carry)
+        carry = _last(y, BLOCK)
         if COMPOSE:
-            product = product * _last(a, REVERSE, BLOCK)
+            product = product * _last(a, BLOCK)
         else:
             tl.store(y_ptr + row[:, None] * d + t, y, mask=real)
     if COMPOSE:
@@ -422,14 +416,14 @@ def _forward_kernel(
         carry = _carried_in(maps, n, row, chunk, chunks, CHUNKS)
     product = tl.full([ROWS], 1.0, dtype=noise_ptr.dtype.element_ty)
     for step in range(blocks):
-        t = _places(step, chunk, chunks, blocks, False, BLOCK)
+        t = (chunk * blocks + step) * BLOCK + tl.arange(0, BLOCK)[None, :]
         real = live[:, None] & (t < d)
         rho, sech = _load_rho(c_row, shared_rho, shared_sech, t - 1, live, d, SHARED_RHO, ATANH)
         noise = tl.load(noise_ptr + row[:, None] * noise_stride + t, mask=real, other=0.0)
-        a, u = _scan(tl.where(real, rho, 1.0), sech * noise, carry, False)
-        carry = _last(u, False, BLOCK)
+        a, u = _scan(tl.where(real, rho, 1.0), sech * noise, carry)
+        carry = _last(u, BLOCK)
         if COMPOSE:
-            product = product * _last(a, False, BLOCK)
+            product = product * _last(a, BLOCK)
         else:
             loc = tl.load(loc_ptr + (row % loc_rows)[:, None] * loc_stride + t, mask=real, other=0.0)
             if SHARED_SCALE:
@@ -488,18 +482,19 @@ def _backward_kernel(
     grad_scale_sum = tl.zeros([ROWS], dtype=noise_ptr.dtype.element_ty)
     grad_c_sum = tl.zeros([ROWS], dtype=noise_ptr.dtype.element_ty)
     for step in range(blocks):
-        t = _places(step, chunk, chunks, blocks, True, BLOCK)
-        real = live[:, None] & (t < d)
+        i = (chunk * blocks + step) * BLOCK + tl.arange(0, BLOCK)[None, :]
+        real = live[:, None] & (i < d)
+        t = d - 1 - i
         g = tl.load(grad_z_ptr + row[:, None] * grad_z_stride + t, mask=real, other=0.0)
         if SHARED_SCALE:
             forcing = shared_scale[:, None] * g
         else:
             forcing = tl.load(scale_row[:, None] + t, mask=real, other=0.0) * g
         a, _ = _load_rho(c_row, shared_rho, shared_sech, t, live, d, SHARED_RHO, ATANH)
-        a, h = _scan(tl.where(real, a, 1.0), forcing, carry, True)
-        carry = _last(h, True, BLOCK)
+        a, h = _scan(tl.where(real, a, 1.0), forcing, carry)
+        carry = _last(h, BLOCK)
         if COMPOSE:
-            product = product * _last(a, True, BLOCK)
+            product = product * _last(a, BLOCK)
         else:
             later = real & (t > 0)
             noise = tl.load(noise_ptr + row[:, None] * noise_stride + t, mask=real, other=0.0)
