@@ -1,7 +1,8 @@
 r"""What computes: compiled kernels where they apply, plain torch everywhere else.
 
 Every operation has a formula in plain torch, which serves all devices, types and transformations and is differentiable
-to any order. Kernels of the same name give its value and its gradient faster: :mod:`ar1_dist.numba_kernels` on a CPU.
+to any order. Kernels of the same name give its value and its gradient faster, in float32 and float64:
+:mod:`ar1_dist.numba_kernels` on a CPU, :mod:`ar1_dist.triton_operations` on a CUDA device.
 """
 
 import functools
@@ -17,7 +18,7 @@ from torch.autograd import forward_ad
 
 __all__ = ["KernelError", "is_transformed", "set_kernels", "with_kernels"]
 
-_MODULES = {"numba": "ar1_dist.numba_kernels"}
+_MODULES = {"numba": "ar1_dist.numba_kernels", "triton": "ar1_dist.triton_operations"}
 _choice = "auto"
 _failed: set[str] = set()
 
@@ -31,8 +32,8 @@ def set_kernels(choice: str) -> str:
 
     Args:
         choice (str): ``"auto"``, the default: kernels where they apply and compile, else plain torch. ``"torch"``:
-            plain torch alone. ``"numba"``: numba's kernels wherever they apply, and a :class:`KernelError` where they
-            don't compile.
+            plain torch alone. ``"numba"`` or ``"triton"``: one kind of kernels wherever they apply, and a
+            :class:`KernelError` where they don't compile. In Triton's interpreter its kernels apply on a CPU.
 
     Returns:
         str: the choice before.
@@ -42,7 +43,7 @@ def set_kernels(choice: str) -> str:
     """
     global _choice
     if choice not in ("auto", "torch", *_MODULES):
-        raise ValueError(f"choice must be 'auto', 'torch' or 'numba'; got {choice!r}.")
+        raise ValueError(f"choice must be 'auto', 'torch', 'numba' or 'triton'; got {choice!r}.")
     _choice, previous = choice, _choice
     _failed.clear()
     return previous
@@ -60,7 +61,7 @@ def with_kernels(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(plain)
     def operation(*tensors: Tensor, **options: Any) -> Tensor:
         kernels = _kernels_for(tensors)
-        if kernels is None:
+        if not hasattr(kernels, plain.__name__):
             return plain(*tensors, **options)
         try:
             if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
@@ -133,13 +134,15 @@ def _kernels_for(tensors: Sequence[Tensor]) -> ModuleType | None:
     """The kernels that serve all of these tensors."""
     if is_transformed() or _choice == "torch":
         return None
-    dtype = tensors[0].dtype
+    first = tensors[0]
+    dtype, on_cpu = first.dtype, first.is_cpu
     if dtype is not torch.float32 and dtype is not torch.float64:
         return None
     for x in tensors:
         if (
             x.dtype is not dtype
-            or not x.is_cpu
+            or x.is_cpu is not on_cpu
+            or (not on_cpu and x.device != first.device)
             or x.layout is not torch.strided
             or x.is_neg()
             # Subclasses, and what torch.autograd's own vmap makes, want torch's operations.
@@ -147,7 +150,16 @@ def _kernels_for(tensors: Sequence[Tensor]) -> ModuleType | None:
             or torch._C._functorch.is_legacy_batchedtensor(x)
         ):
             return None
-    return _load("numba")
+    if _choice != "auto":
+        name = _choice
+    elif on_cpu:
+        name = "numba"
+    elif first.is_cuda:
+        name = "triton"
+    else:
+        return None
+    kernels = _load(name)
+    return kernels if kernels is not None and kernels.available(first.device) else None
 
 
 @functools.cache

@@ -31,6 +31,10 @@ _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 _vectorised = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
 
+def available(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
 # --- The operations on tensors ---
 
 

@@ -205,7 +205,7 @@ def test_subclasses_see_operations():
 
 
 def test_choice_is_one_of_the_known():
-    with pytest.raises(ValueError, match="'auto', 'torch' or 'numba'.*got 'fortran'"):
+    with pytest.raises(ValueError, match="'auto', 'torch', 'numba' or 'triton'.*got 'fortran'"):
         set_kernels("fortran")
 
 

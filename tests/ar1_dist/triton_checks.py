@@ -9,11 +9,13 @@ import torch
 
 pytest.importorskip("triton")
 
-from ar1_dist import triton_kernels
+from ar1_dist import functional, triton_kernels
+from ar1_dist.kernels import set_kernels
 from ar1_dist.recurrence import autoregression, linear_recurrence
 from ar1_dist.triton_kernels import Plan, chain_backward, chain_forward, plan_for
 
-from .cases import assert_close
+from .cases import Case, assert_close
+from .test_kernels import arguments_of, assert_same, value_and_gradients
 from .test_recurrence import loop
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -247,3 +249,30 @@ def test_offsets_beyond_32_bits():
     x = torch.ones(2**16 + 3, 2**15, device=DEVICE)
     y = triton_kernels.linear_recurrence(torch.zeros(1, 1, device=DEVICE), x)
     assert torch.equal(x[-2:], y[-2:])
+
+
+# --- In the distribution ---
+
+
+@pytest.mark.parametrize("name", ["linear_recurrence", "colour"])
+@pytest.mark.parametrize("batch_shape", [(), (2,), (2, 1, 3), (0,)], ids=str)
+@pytest.mark.parametrize("atanh", [False, True])
+def test_operations(name, batch_shape, atanh):
+    tensors, options = arguments_of(Case(9, batch_shape, shared_scale=True), name, atanh)
+    tensors = [x.detach().to(DEVICE).requires_grad_() for x in tensors]
+    plain = value_and_gradients("torch", name, tensors, options)
+    got = value_and_gradients("triton", name, tensors, options)
+    set_kernels("auto")
+    assert_same(got, plain, 1e-10)
+
+
+def test_parameters_without_a_batch():
+    loc, scale, rho, noise = normal(7), uniform(3, 1, low=0.5), uniform(6), normal(2, 3, 7)
+    leaves = [x.requires_grad_() for x in (loc, scale, rho)]
+    values = []
+    for choice in ("torch", "triton"):
+        set_kernels(choice)
+        z = functional.colour(*leaves, noise, atanh=False)
+        values.append([z, *torch.autograd.grad(z.sin().sum(), leaves)])
+    set_kernels("auto")
+    assert_same(values[1], values[0], 1e-10)
