@@ -9,10 +9,3 @@ def each_path(request):
     set_kernels(request.param)
     yield request.param
     set_kernels("auto")
-
-
-@pytest.fixture
-def plain_path():
-    set_kernels("torch")
-    yield
-    set_kernels("auto")

@@ -367,10 +367,12 @@ KILLED = """
 import os, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
+from ar1_dist import set_kernels
 from tests.vae_models import test_runs
 from vae_models.data import load
 
 load("digits")
+set_kernels("torch")  # loading kernels would take longer than what is to be killed
 
 
 def attempt(folder, config, delay=None, write=None):
@@ -416,7 +418,7 @@ def _run_killed(tmp_path: Path, script: str, *arguments: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
-def test_killed_at_random_moments(name, tmp_path):
+def test_killed_at_random_moments(name, tmp_path, plain_path):
     """Sixteen times, before the run starts and in its course, and then left alone."""
     config = dataclasses.replace(FULL[name], epochs=20)
     finished(tmp_path / "whole", config)
@@ -448,7 +450,7 @@ print(kills, len(epochs))
 
 
 @pytest.mark.slow
-def test_killed_around_every_write(tmp_path):
+def test_killed_around_every_write(tmp_path, plain_path):
     finished(tmp_path / "whole")
     out = _run_killed(
         tmp_path,
