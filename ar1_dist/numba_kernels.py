@@ -27,8 +27,19 @@ from ar1_dist.kernels import KernelError
 if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
     raise ImportError("numba's compiler is switched off")
 
-_compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
-_vectorised = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+
+def _compile(**options: Any) -> Callable[[Callable], Callable]:
+    def decorate(function: Callable) -> Callable:
+        try:
+            return numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+        except RuntimeError:  # there is no folder to keep it in
+            return numba.njit(nogil=True, error_model="numpy", **options)(function)
+
+    return decorate
+
+
+_compiled = _compile()
+_vectorised = _compile(fastmath={"reassoc", "contract"})  # what vector instructions need: sums in another order
 
 
 def available(device: torch.device) -> bool:

@@ -263,6 +263,19 @@ def test_without_a_compiler(setup, environment):
     assert "more slowly: numba can't be loaded" in errors
 
 
+NOWHERE = """
+import numba.core.dispatcher
+def enable_caching(self):
+    raise RuntimeError("cannot cache function: no locator available")
+numba.core.dispatcher.Dispatcher.enable_caching = enable_caching
+"""
+
+
+@pytest.mark.slow
+def test_where_compiled_code_can_not_be_kept():
+    assert in_a_fresh_process(NOWHERE) == in_a_fresh_process()
+
+
 def _sample(queue) -> None:
     queue.put(functional.log_det(torch.ones(3), torch.zeros(1), d=3, atanh=True).item())
 

@@ -176,8 +176,8 @@ def test_gradients_at_zero_rho(parametrisation):
         torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-8)
 
 
-def table() -> str:
-    """The largest errors, as Markdown."""
+def rows() -> list[tuple]:
+    """Quantity, parameters, their limit, and the largest errors of values and of gradients."""
     rows = []
     for scales, limit in MAX_ATANH_RHO.items():
         worst: dict[str, list[float]] = {}
@@ -194,11 +194,25 @@ def table() -> str:
                 (value, max(gradient_errors(lambda q, v=sample: AR1Normal(**q).log_prob(v.to(q["loc"].dtype)), q)))
             )
         rows.append(("log_prob", scales, MAX_ATANH_RHO_LOG_PROB, *map(max, zip(*errors, strict=True))))
-    lines = ["| quantity | parameters | up to \\|atanh rho\\| | value | gradient |", "| --- | --- | --- | --- | --- |"]
-    lines += [f"| {n} | {s} | {limit:g} | {value:.1e} | {gradient:.1e} |" for n, s, limit, value, gradient in rows]
+    return rows
+
+
+def table() -> str:
+    """The errors of plain torch and of the kernels, as Markdown."""
+    paths = []
+    for path in ("torch", "numba"):
+        torch.manual_seed(0)
+        set_kernels(path)
+        paths.append(rows())
+    lines = [
+        "| quantity | parameters | up to \\|atanh rho\\| | value, plain torch | gradient | value, kernels | gradient |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for plain, kernels in zip(*paths, strict=True):
+        name, scales, limit, *errors = (*plain, *kernels[3:])
+        lines.append(f"| {name} | {scales} | {limit:g} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     print(table())
