@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["KernelError", "is_transformed", "set_kernels", "with_kernels"]
+__all__ = ["KernelError", "check_widths", "is_transformed", "set_kernels", "with_kernels"]
 
 _MODULES = {"numba": "ar1_dist.numba_kernels", "triton": "ar1_dist.triton_operations"}
 _choice = "auto"
@@ -186,3 +186,15 @@ def _give_up(error: KernelError) -> None:
         raise error
     _failed.update(_MODULES)
     warnings.warn(f"ar1_dist computes by plain torch, more slowly: {error}", RuntimeWarning, stacklevel=4)
+
+
+def check_widths(
+    d: int, vectors: tuple[Tensor, ...] = (), scales: tuple[Tensor, ...] = (), pairs: tuple[Tensor, ...] = ()
+) -> None:
+    """See that tensors have the last dimensions of a chain's parameters: a kernel would read beyond one that is too
+    small."""
+    for tensors, widths in ((vectors, (d,)), (scales, (1, d)), (pairs, (1, d - 1))):
+        for x in tensors:
+            if x.size(-1) not in widths:
+                allowed = " or ".join(map(str, widths))
+                raise ValueError(f"The last dimension must be {allowed}; got a tensor of shape {tuple(x.shape)}.")

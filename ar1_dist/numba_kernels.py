@@ -22,7 +22,7 @@ from numpy import float64
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
-from ar1_dist.kernels import KernelError
+from ar1_dist.kernels import KernelError, check_widths
 
 if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
     raise ImportError("numba's compiler is switched off")
@@ -50,6 +50,7 @@ def available(device: torch.device) -> bool:
 
 
 def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) -> tuple[Tensor, ...]:
+    check_widths(x.size(-1), pairs=(coefficient,))
     batch_shape, rows = _rows(coefficient, x)
     y = x.new_empty((*batch_shape, x.shape[-1]))
     _run(_recur, *rows, reverse, y)
@@ -67,6 +68,7 @@ def linear_recurrence_backward(
 
 
 def moebius_recurrence(transmission: Tensor, saturation: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    check_widths(x.size(-1), pairs=(transmission, saturation))
     batch_shape, rows = _rows(transmission, saturation, x)
     y = x.new_empty((*batch_shape, x.shape[-1]))
     _run(_moebius, *rows, y)
@@ -83,6 +85,7 @@ def moebius_recurrence_backward(
 
 
 def colour(loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, atanh: bool) -> tuple[Tensor, ...]:
+    check_widths(loc.size(-1), (noise,), (scale,), (correlation,))
     batch_shape, rows = _rows(loc, scale, correlation, noise)
     z = loc.new_empty((*batch_shape, loc.shape[-1]))
     u = torch.empty_like(z)
@@ -109,6 +112,7 @@ def colour_backward(
 
 
 def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, atanh: bool) -> tuple[Tensor, ...]:
+    check_widths(loc.size(-1), (value,), (scale,), (correlation,))
     batch_shape, rows = _rows(value, loc, scale, correlation)
     result = loc.new_empty(batch_shape)
     _run(_log_prob, *rows, atanh, result)
@@ -132,6 +136,7 @@ def log_prob_backward(
 
 
 def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool) -> tuple[Tensor, ...]:
+    check_widths(d, (), (scale,), (correlation,))
     batch_shape, rows = _rows(scale, correlation)
     result = scale.new_empty(batch_shape)
     _run(_log_det, *rows, d, atanh, result)
@@ -150,6 +155,7 @@ def log_det_backward(
 def kl_to_normal(
     loc: Tensor, scale: Tensor, correlation: Tensor, p_loc: Tensor, p_scale: Tensor, *, atanh: bool
 ) -> tuple[Tensor, ...]:
+    check_widths(loc.size(-1), (p_loc, p_scale), (scale,), (correlation,))
     batch_shape, rows = _rows(loc, scale, correlation, p_loc, p_scale)
     result = loc.new_empty(batch_shape)
     _run(_kl_to_normal, *rows, atanh, result)

@@ -8,13 +8,14 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 from ar1_dist import triton_kernels
-from ar1_dist.kernels import KernelError
+from ar1_dist.kernels import KernelError, check_widths
 from ar1_dist.triton_kernels import available
 
 __all__ = ["available", "colour", "colour_backward", "linear_recurrence", "linear_recurrence_backward"]
 
 
 def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) -> tuple[Tensor, ...]:
+    check_widths(x.size(-1), pairs=(coefficient,))
     batch_shape, matrices = _matrices(coefficient, x)
     y = _run(triton_kernels.linear_recurrence, *matrices, reverse=reverse).view(batch_shape + x.shape[-1:])
     return y, y
@@ -31,6 +32,7 @@ def linear_recurrence_backward(
 
 
 def colour(loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, atanh: bool) -> tuple[Tensor, ...]:
+    check_widths(loc.size(-1), (noise,), (scale,), (correlation,))
     batch_shape, matrices = _matrices(loc, scale, correlation, noise)
     z, u = _run(triton_kernels.chain_forward, *matrices, atanh=atanh)
     return z.view(batch_shape + loc.shape[-1:]), u

@@ -177,6 +177,15 @@ def test_logarithms_of_what_has_none():
     torch.testing.assert_close(got, torch.tensor([-torch.inf, torch.nan]), equal_nan=True)
 
 
+@each_operation
+def test_tensors_that_do_not_fit(name):
+    set_kernels("numba")
+    tensors, options = arguments_of(Case(6, (2,)), name, False)
+    for i, x in enumerate(tensors):
+        with pytest.raises(ValueError, match="last dimension"):
+            OPERATIONS[name](*tensors[:i], x[..., :-2], *tensors[i + 1 :], **options)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_other_types_take_the_formula(dtype):
     tensors, options = arguments_of(Case(5, (2,)), "colour", False, dtype)
