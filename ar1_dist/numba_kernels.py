@@ -38,8 +38,9 @@ def _compile(**options: Any) -> Callable[[Callable], Callable]:
     return decorate
 
 
-_compiled = _compile()
-_vectorised = _compile(fastmath={"reassoc", "contract"})  # what vector instructions need: sums in another order
+_compiled = _compile(forceinline=True)
+# What vector instructions need: sums in another order, and products and sums that are rounded once.
+_vectorised = _compile(forceinline=True, fastmath={"reassoc", "contract"})
 
 
 def available(device: torch.device) -> bool:
@@ -50,10 +51,11 @@ def available(device: torch.device) -> bool:
 
 
 def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) -> tuple[Tensor, ...]:
-    check_widths(x.size(-1), pairs=(coefficient,))
-    batch_shape, rows = _rows(coefficient, x)
-    y = x.new_empty((*batch_shape, x.shape[-1]))
-    _run(_recur, *rows, reverse, y)
+    d = x.size(-1)
+    check_widths(d, pairs=(coefficient,))
+    rows = _Rows(coefficient, x)
+    y = rows.empty_like(x)
+    rows.run(_recur, (y,), d, coefficient.size(-1), reverse)
     return y, y
 
 
@@ -61,35 +63,38 @@ def linear_recurrence_backward(
     needed: Sequence[bool], grad: Tensor, coefficient: Tensor, x: Tensor, y: Tensor, *, reverse: bool = False
 ) -> tuple[Tensor, ...]:
     grad_x, _ = linear_recurrence(coefficient, grad, reverse=not reverse)
-    (grad_coefficient,) = _gradients(y.shape[:-1], coefficient)
-    if needed[0]:
-        _run(_recur_backward, y, grad_x, reverse, grad_coefficient)
+    if not needed[0]:
+        return grad_x, grad_x
+    rows = _Rows(y, grad_x)
+    grad_coefficient = rows.empty_like(coefficient)
+    rows.run(_recur_backward, (grad_coefficient,), y.size(-1), coefficient.size(-1), reverse)
     return grad_coefficient, grad_x
 
 
 def moebius_recurrence(transmission: Tensor, saturation: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    check_widths(x.size(-1), pairs=(transmission, saturation))
-    batch_shape, rows = _rows(transmission, saturation, x)
-    y = x.new_empty((*batch_shape, x.shape[-1]))
-    _run(_moebius, *rows, y)
+    d = x.size(-1)
+    check_widths(d, pairs=(transmission, saturation))
+    rows = _Rows(transmission, saturation, x)
+    y = rows.empty_like(x)
+    rows.run(_moebius, (y,), d, transmission.size(-1), saturation.size(-1))
     return y, y
 
 
 def moebius_recurrence_backward(
     needed: Sequence[bool], grad: Tensor, transmission: Tensor, saturation: Tensor, x: Tensor, y: Tensor
 ) -> tuple[Tensor, ...]:
-    batch_shape, rows = _rows(grad, transmission, saturation, y)
-    grads = _gradients(batch_shape, transmission, saturation, x)
-    _run(_moebius_backward, *rows, *grads)
+    rows = _Rows(grad, transmission, saturation, y)
+    grads = tuple(map(rows.empty_like, (transmission, saturation, x)))
+    rows.run(_moebius_backward, grads, y.size(-1), transmission.size(-1), saturation.size(-1))
     return grads
 
 
 def colour(loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, atanh: bool) -> tuple[Tensor, ...]:
-    check_widths(loc.size(-1), (noise,), (scale,), (correlation,))
-    batch_shape, rows = _rows(loc, scale, correlation, noise)
-    z = loc.new_empty((*batch_shape, loc.shape[-1]))
-    u = torch.empty_like(z)
-    _run(_colour, *rows, atanh, z, u)
+    d = loc.size(-1)
+    check_widths(d, (noise,), (scale,), (correlation,))
+    rows = _Rows(loc, scale, correlation, noise)
+    z, u = rows.empty_like(loc), rows.empty_like(loc)
+    rows.run(_colour, (z, u), d, scale.size(-1), correlation.size(-1), atanh)
     return z, u
 
 
@@ -104,18 +109,18 @@ def colour_backward(
     *,
     atanh: bool,
 ) -> tuple[Tensor, ...]:
-    batch_shape, rows = _rows(grad, u, scale, correlation, noise)
-    grads = _gradients(batch_shape, scale, correlation)
-    grad_noise = torch.empty_like(u) if needed[3] else u.new_empty(0, 0)
-    _run(_colour_backward, *rows, atanh, needed[3], *grads, grad_noise)
-    return grad, *grads, grad_noise
+    rows = _Rows(grad, u, scale, correlation, noise)
+    grads = (rows.empty_like(scale), rows.empty_like(correlation), rows.empty_like(u) if needed[3] else grad)
+    rows.run(_colour_backward, grads, u.size(-1), scale.size(-1), correlation.size(-1), atanh, needed[3])
+    return grad, *grads
 
 
 def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, atanh: bool) -> tuple[Tensor, ...]:
-    check_widths(loc.size(-1), (value,), (scale,), (correlation,))
-    batch_shape, rows = _rows(value, loc, scale, correlation)
-    result = loc.new_empty(batch_shape)
-    _run(_log_prob, *rows, atanh, result)
+    d = loc.size(-1)
+    check_widths(d, (value,), (scale,), (correlation,))
+    rows = _Rows(value, loc, scale, correlation)
+    result = loc.new_empty(rows.batch_shape)
+    rows.run(_log_prob, (result,), d, scale.size(-1), correlation.size(-1), atanh)
     return (result,)
 
 
@@ -129,36 +134,38 @@ def log_prob_backward(
     *,
     atanh: bool,
 ) -> tuple[Tensor, ...]:
-    batch_shape, rows = _rows(value, loc, scale, correlation)
-    grad_loc, *grads = _gradients(batch_shape, loc, scale, correlation)
-    _run(_log_prob_backward, grad.contiguous(), *rows, atanh, grad_loc, *grads)
-    return -grad_loc if needed[0] else grad_loc, grad_loc, *grads
+    rows = _Rows(value, loc, scale, correlation)
+    grads = tuple(map(rows.empty_like, (loc, scale, correlation)))
+    widths = loc.size(-1), scale.size(-1), correlation.size(-1)
+    rows.run(_log_prob_backward, (grad.contiguous(), *grads), *widths, atanh)
+    return -grads[0] if needed[0] else grads[0], *grads
 
 
 def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool) -> tuple[Tensor, ...]:
     check_widths(d, (), (scale,), (correlation,))
-    batch_shape, rows = _rows(scale, correlation)
-    result = scale.new_empty(batch_shape)
-    _run(_log_det, *rows, d, atanh, result)
+    rows = _Rows(scale, correlation)
+    result = scale.new_empty(rows.batch_shape)
+    rows.run(_log_det, (result,), d, scale.size(-1), correlation.size(-1), atanh)
     return (result,)
 
 
 def log_det_backward(
     needed: Sequence[bool], grad: Tensor, scale: Tensor, correlation: Tensor, *, d: int, atanh: bool
 ) -> tuple[Tensor, ...]:
-    batch_shape, rows = _rows(scale, correlation)
-    grads = _gradients(batch_shape, scale, correlation)
-    _run(_log_det_backward, grad.contiguous(), *rows, d, atanh, *grads)
+    rows = _Rows(scale, correlation)
+    grads = rows.empty_like(scale), rows.empty_like(correlation)
+    rows.run(_log_det_backward, (grad.contiguous(), *grads), d, scale.size(-1), correlation.size(-1), atanh)
     return grads
 
 
 def kl_to_normal(
     loc: Tensor, scale: Tensor, correlation: Tensor, p_loc: Tensor, p_scale: Tensor, *, atanh: bool
 ) -> tuple[Tensor, ...]:
-    check_widths(loc.size(-1), (p_loc, p_scale), (scale,), (correlation,))
-    batch_shape, rows = _rows(loc, scale, correlation, p_loc, p_scale)
-    result = loc.new_empty(batch_shape)
-    _run(_kl_to_normal, *rows, atanh, result)
+    d = loc.size(-1)
+    check_widths(d, (p_loc, p_scale), (scale,), (correlation,))
+    rows = _Rows(loc, scale, correlation, p_loc, p_scale)
+    result = loc.new_empty(rows.batch_shape)
+    rows.run(_kl_to_normal, (result,), d, scale.size(-1), correlation.size(-1), atanh)
     return (result,)
 
 
@@ -173,24 +180,54 @@ def kl_to_normal_backward(
     *,
     atanh: bool,
 ) -> tuple[Tensor, ...]:
-    batch_shape, rows = _rows(loc, scale, correlation, p_loc, p_scale)
-    grad_loc, *grads = _gradients(batch_shape, loc, scale, correlation)
-    grad_p_scale = loc.new_empty((*batch_shape, loc.shape[-1])) if needed[4] else loc.new_empty(0, 0)
-    _run(_kl_to_normal_backward, grad.contiguous(), *rows, atanh, needed[4], grad_loc, *grads, grad_p_scale)
-    return grad_loc, *grads, -grad_loc if needed[3] else grad_loc, grad_p_scale
+    rows = _Rows(loc, scale, correlation, p_loc, p_scale)
+    grads = tuple(map(rows.empty_like, (loc, scale, correlation)))
+    grad_p_scale = rows.empty_like(loc) if needed[4] else grad
+    widths = loc.size(-1), scale.size(-1), correlation.size(-1)
+    rows.run(_kl_to_normal_backward, (grad.contiguous(), *grads, grad_p_scale), *widths, atanh, needed[4])
+    return *grads, -grads[0] if needed[3] else grads[0], grad_p_scale
 
 
-def _rows(*tensors: Tensor) -> tuple[tuple[int, ...], list[Tensor]]:
-    """The batch shape that tensors have together, and contiguous rows of each."""
-    count = tensors[0].shape[0]
-    if all(x.dim() == 2 and x.size(0) == count for x in tensors):
-        return (count,), [x if x.is_contiguous() else _repeating(x, (count,)) for x in tensors]
-    batch_shape = tuple(broadcast_shape(*[x.shape[:-1] for x in tensors]))
-    return batch_shape, [_repeating(x, batch_shape) for x in tensors]
+class _Rows:
+    """Tensors that broadcast but for the last dimension, as contiguous rows of which those of the batch are
+    repetitions.
+
+    Attributes:
+        batch_shape (tuple of int): that they have together.
+    """
+
+    __slots__ = ("_counts", "_size", "_tensors", "batch_shape")
+
+    def __init__(self, *tensors: Tensor) -> None:
+        count = tensors[0].size(0) if tensors[0].dim() == 2 else -1
+        for x in tensors:
+            if x.dim() != 2 or x.size(0) != count or not x.is_contiguous():
+                break
+        else:  # the usual case, in less time than a small kernel takes
+            self.batch_shape: tuple[int, ...] = (count,)
+            self._size, self._tensors, self._counts = count, tensors, (count,) * len(tensors)
+            return
+        self.batch_shape = tuple(broadcast_shape(*[x.shape[:-1] for x in tensors]))
+        self._size = math.prod(self.batch_shape)
+        self._tensors = tuple([_repeating(x, self.batch_shape) for x in tensors])
+        self._counts = tuple([math.prod(x.shape[:-1]) for x in self._tensors])
+
+    def empty_like(self, x: Tensor) -> Tensor:
+        """As many rows as the batch has, of the width of x."""
+        if x.shape[:-1] == self.batch_shape and x.is_contiguous():
+            return torch.empty_like(x)
+        return x.new_empty((*self.batch_shape, x.size(-1)))
+
+    def run(self, kernel: Callable[..., None], others: tuple[Tensor, ...], *options: int | bool) -> None:
+        """Call a kernel with the addresses of all tensors, since making arrays takes longer than a small kernel."""
+        addresses = tuple([x.data_ptr() for x in self._tensors + others])
+        try:
+            kernel(_LIKE[self._tensors[0].dtype], addresses, self._size, self._counts, *options)
+        except Exception as error:  # in compiling it, or in keeping it on disk: it raises nothing itself
+            raise KernelError(f"numba can't compile {kernel.__name__}: {error}") from error
 
 
 def _repeating(x: Tensor, batch_shape: tuple[int, ...]) -> Tensor:
-    """Contiguous rows of x, of which those of the batch are repetitions."""
     for dim, stride in enumerate(x.stride()[:-1]):
         if stride == 0:
             x = x.narrow(dim, 0, min(x.shape[dim], 1))
@@ -202,26 +239,7 @@ def _repeating(x: Tensor, batch_shape: tuple[int, ...]) -> Tensor:
     return x.contiguous()
 
 
-def _gradients(batch_shape: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple([x.new_empty((*batch_shape, x.shape[-1])) for x in tensors])
-
-
-def _run(kernel: Callable[..., None], *arguments: Any) -> None:
-    """Call a kernel. A tensor, which has to be contiguous, goes as its address, number of rows and width: making an
-    array of it takes longer than a small kernel."""
-    like = _LIKE[next(x for x in arguments if isinstance(x, Tensor)).dtype]
-    try:
-        kernel(like, *[_address_of(x) if isinstance(x, Tensor) else x for x in arguments])
-    except Exception as error:  # in compiling it, or in keeping it on disk: it raises nothing itself
-        raise KernelError(f"numba can't compile {kernel.__name__}: {error}") from error
-
-
 _LIKE = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
-
-
-def _address_of(x: Tensor) -> tuple[int, int, int]:
-    width = x.size(-1) if x.dim() > 0 else 1
-    return x.data_ptr(), x.numel() // width if width > 0 else 1, width
 
 
 # --- The kernels ---
@@ -248,14 +266,9 @@ def _pointer(_context, _integer):
 
 
 @_compiled
-def _rows_of(x, like):
-    """The tensor at an address as an array of rows, of the type of ``like``."""
-    return numba.carray(_pointer(x[0]), (x[1], x[2]), like.dtype)
-
-
-@_compiled
-def _flat(x, like):
-    return numba.carray(_pointer(x[0]), (x[1] * x[2],), like.dtype)
+def _at(address, rows, width, like):
+    """The rows at an address, as an array of the type of ``like``."""
+    return numba.carray(_pointer(address), (rows, width), like.dtype)
 
 
 @_vectorised
@@ -339,9 +352,10 @@ def _log_product(x, i, n):
 
 
 @_compiled
-def _recur(like, a, x, reverse, y):
-    a, x, y = _rows_of(a, like), _rows_of(x, like), _rows_of(y, like)
-    rows, d = y.shape
+def _recur(like, at, rows, counts, d, a_width, reverse):
+    a = _at(at[0], counts[0], a_width, like)
+    x = _at(at[1], counts[1], d, like)
+    y = _at(at[2], rows, d, like)
     first, step = (d - 1, -1) if reverse else (0, 1)
     a_step = step if a.shape[1] > 1 else 0
     a_first = a.shape[1] - 1 if reverse else 0
@@ -355,9 +369,10 @@ def _recur(like, a, x, reverse, y):
 
 
 @_vectorised
-def _recur_backward(like, y, grad_x, reverse, grad_a):
-    y, grad_x, grad_a = _rows_of(y, like), _rows_of(grad_x, like), _rows_of(grad_a, like)
-    rows, d = y.shape
+def _recur_backward(like, at, rows, counts, d, a_width, reverse):
+    y = _at(at[0], counts[0], d, like)
+    grad_x = _at(at[1], counts[1], d, like)
+    grad_a = _at(at[2], rows, a_width, like)
     ahead, behind = (1, 0) if reverse else (0, 1)
     for r in range(rows):
         total = 0.0
@@ -371,9 +386,11 @@ def _recur_backward(like, y, grad_x, reverse, grad_a):
 
 
 @_compiled
-def _moebius(like, a, c, x, y):
-    a, c, x, y = _rows_of(a, like), _rows_of(c, like), _rows_of(x, like), _rows_of(y, like)
-    rows, d = y.shape
+def _moebius(like, at, rows, counts, d, a_width, c_width):
+    a = _at(at[0], counts[0], a_width, like)
+    c = _at(at[1], counts[1], c_width, like)
+    x = _at(at[2], counts[2], d, like)
+    y = _at(at[3], rows, d, like)
     a_step, c_step = min(a.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
     for r in range(rows):
         i, j, k = r % a.shape[0], r % c.shape[0], r % x.shape[0]
@@ -386,11 +403,15 @@ def _moebius(like, a, c, x, y):
 
 
 @_compiled
-def _moebius_backward(like, grad, a, c, y, grad_a, grad_c, grad_x):
+def _moebius_backward(like, at, rows, counts, d, a_width, c_width):
     """The adjoint has the coefficient a/(1 + c y)^2."""
-    grad, a, c, y = _rows_of(grad, like), _rows_of(a, like), _rows_of(c, like), _rows_of(y, like)
-    grad_a, grad_c, grad_x = _rows_of(grad_a, like), _rows_of(grad_c, like), _rows_of(grad_x, like)
-    rows, d = grad_x.shape
+    grad = _at(at[0], counts[0], d, like)
+    a = _at(at[1], counts[1], a_width, like)
+    c = _at(at[2], counts[2], c_width, like)
+    y = _at(at[3], counts[3], d, like)
+    grad_a = _at(at[4], rows, a_width, like)
+    grad_c = _at(at[5], rows, c_width, like)
+    grad_x = _at(at[6], rows, d, like)
     a_step, c_step = min(a.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
     for r in range(rows):
         i, j, k, m = r % a.shape[0], r % c.shape[0], r % y.shape[0], r % grad.shape[0]
@@ -418,10 +439,13 @@ def _moebius_backward(like, grad, a, c, y, grad_a, grad_c, grad_x):
 
 
 @_compiled
-def _colour(like, loc, scale, c, noise, atanh, z, u):
-    loc, scale, c, noise = _rows_of(loc, like), _rows_of(scale, like), _rows_of(c, like), _rows_of(noise, like)
-    z, u = _rows_of(z, like), _rows_of(u, like)
-    rows, d = z.shape
+def _colour(like, at, rows, counts, d, width, c_width, atanh):
+    loc = _at(at[0], counts[0], d, like)
+    scale = _at(at[1], counts[1], width, like)
+    c = _at(at[2], counts[2], c_width, like)
+    noise = _at(at[3], counts[3], d, like)
+    z = _at(at[4], rows, d, like)
+    u = _at(at[5], rows, d, like)
     step, pair_step = min(scale.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
     pairs = np.empty((4, _CHUNK))
     for r in range(rows):
@@ -478,13 +502,17 @@ def _adjoint_part(grad, scale, step, rho, pair_step, after, state, h):
 
 
 @_compiled
-def _colour_backward(like, grad, u, scale, c, noise, atanh, needs_noise, grad_scale, grad_c, grad_noise):
+def _colour_backward(like, at, rows, counts, d, width, c_width, atanh, needs_noise):
     r"""With h the adjoint of the recurrence, the gradient of :math:`\alpha_t` is :math:`h_t \sqrt{1 - \rho_t^2}
     (\sqrt{1 - \rho_t^2}\, u_{t-1} - \rho_t \epsilon_t)`."""
-    grad, u, scale, c = _rows_of(grad, like), _rows_of(u, like), _rows_of(scale, like), _rows_of(c, like)
-    noise, grad_scale, grad_c = _rows_of(noise, like), _rows_of(grad_scale, like), _rows_of(grad_c, like)
-    grad_noise = _rows_of(grad_noise, like)
-    rows, d = u.shape
+    grad = _at(at[0], counts[0], d, like)
+    u = _at(at[1], counts[1], d, like)
+    scale = _at(at[2], counts[2], width, like)
+    c = _at(at[3], counts[3], c_width, like)
+    noise = _at(at[4], counts[4], d, like)
+    grad_scale = _at(at[5], rows, width, like)
+    grad_c = _at(at[6], rows, c_width, like)
+    grad_noise = _at(at[7], rows, d, like)
     step, pair_step = min(scale.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
     pairs, h = np.empty((4, _CHUNK)), np.empty(_CHUNK)
     for r in range(rows):
@@ -536,13 +564,15 @@ def _pair_gradient(h, previous, noise, pairs, pair_step, atanh, grad_c):
 
 
 @_compiled
-def _log_prob(like, value, loc, scale, c, atanh, result):
-    value, loc, scale, c = _rows_of(value, like), _rows_of(loc, like), _rows_of(scale, like), _rows_of(c, like)
-    result = _flat(result, like)
-    d = loc.shape[1]
+def _log_prob(like, at, rows, counts, d, width, c_width, atanh):
+    value = _at(at[0], counts[0], d, like)
+    loc = _at(at[1], counts[1], d, like)
+    scale = _at(at[2], counts[2], width, like)
+    c = _at(at[3], counts[3], c_width, like)
+    result = _at(at[4], rows, 1, like)
     step, pair_step = min(scale.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
     pairs, u = np.empty((4, _CHUNK)), np.empty(_CHUNK + 1)
-    for r in range(result.size):
+    for r in range(rows):
         n, i, j, m = r % value.shape[0], r % loc.shape[0], r % scale.shape[0], r % c.shape[0]
         u[0] = (float64(value[n, 0]) - loc[i, 0]) / scale[j, 0]
         squares, log = u[0] * u[0], _log_scales(scale, j, d)
@@ -556,7 +586,7 @@ def _log_prob(like, value, loc, scale, c, atanh, result):
             _standardise(value[n, start:stop], loc[i, start:stop], _part(scale, j, start, stop), step, u[1:])
             squares += _sum_of_squares(u, pairs, pair_step, stop - start)
             u[0] = u[stop - start]
-        result[r] = -0.5 * (squares + d * math.log(2 * math.pi)) - log
+        result[r, 0] = -0.5 * (squares + d * math.log(2 * math.pi)) - log
 
 
 @_vectorised
@@ -588,18 +618,22 @@ def _innovation(u, previous, rho, gap):
 
 
 @_compiled
-def _log_prob_backward(like, grad, value, loc, scale, c, atanh, grad_loc, grad_scale, grad_c):
+def _log_prob_backward(like, at, rows, counts, d, width, c_width, atanh):
     r"""With w the whitened value, the gradient of :math:`\alpha_t` is :math:`\rho_t - w_t (\rho_t u_t - u_{t-1})/
     \sqrt{1 - \rho_t^2}`."""
-    value, loc, scale, c = _rows_of(value, like), _rows_of(loc, like), _rows_of(scale, like), _rows_of(c, like)
-    grad_loc, grad_scale, grad_c = _rows_of(grad_loc, like), _rows_of(grad_scale, like), _rows_of(grad_c, like)
-    grad = _flat(grad, like)
-    rows, d = grad_loc.shape
+    value = _at(at[0], counts[0], d, like)
+    loc = _at(at[1], counts[1], d, like)
+    scale = _at(at[2], counts[2], width, like)
+    c = _at(at[3], counts[3], c_width, like)
+    grad = _at(at[4], rows, 1, like)
+    grad_loc = _at(at[5], rows, d, like)
+    grad_scale = _at(at[6], rows, width, like)
+    grad_c = _at(at[7], rows, c_width, like)
     step, pair_step = min(scale.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
     pairs = np.empty((4, _CHUNK))
     for r in range(rows):
         n, i, j, m = r % value.shape[0], r % loc.shape[0], r % scale.shape[0], r % c.shape[0]
-        g, inverse, total_scale, total_c = float64(grad[r]), 1 / float64(scale[j, 0]), 0.0, 0.0
+        g, inverse, total_scale, total_c = float64(grad[r, 0]), 1 / float64(scale[j, 0]), 0.0, 0.0
         previous = (float64(value[n, 0]) - loc[i, 0]) * inverse
         slope = previous  # of half the sum of squares, by u_{t-1}
         for start in range(1, d, _CHUNK):
@@ -664,25 +698,24 @@ def _load_squares(c, atanh, squares):
 
 
 @_compiled
-def _log_det(like, scale, c, d, atanh, result):
-    scale, c = _rows_of(scale, like), _rows_of(c, like)
-    result = _flat(result, like)
+def _log_det(like, at, rows, counts, d, width, c_width, atanh):
+    scale = _at(at[0], counts[0], width, like)
+    c = _at(at[1], counts[1], c_width, like)
+    result = _at(at[2], rows, 1, like)
     pairs = np.empty((4, _CHUNK))
-    for r in range(result.shape[0]):
-        result[r] = _log_scales(scale, r % scale.shape[0], d) + _log_roots(c, r % c.shape[0], d, atanh, pairs)
+    for r in range(rows):
+        result[r, 0] = _log_scales(scale, r % scale.shape[0], d) + _log_roots(c, r % c.shape[0], d, atanh, pairs)
 
 
 @_compiled
-def _log_det_backward(like, grad, scale, c, d, atanh, grad_scale, grad_c):
-    scale, c, grad_scale, grad_c = (
-        _rows_of(scale, like),
-        _rows_of(c, like),
-        _rows_of(grad_scale, like),
-        _rows_of(grad_c, like),
-    )
-    grad = _flat(grad, like)
-    for r in range(grad_scale.shape[0]):
-        j, g = r % scale.shape[0], float64(grad[r])
+def _log_det_backward(like, at, rows, counts, d, width, c_width, atanh):
+    scale = _at(at[0], counts[0], width, like)
+    c = _at(at[1], counts[1], c_width, like)
+    grad = _at(at[2], rows, 1, like)
+    grad_scale = _at(at[3], rows, width, like)
+    grad_c = _at(at[4], rows, c_width, like)
+    for r in range(rows):
+        j, g = r % scale.shape[0], float64(grad[r, 0])
         by_scale = g if scale.shape[1] > 1 else g * d
         for t in range(scale.shape[1]):
             grad_scale[r, t] = by_scale / scale[j, t]
@@ -700,13 +733,15 @@ def _log_roots_backward(grad, c, m, d, atanh, grad_c, r):
 
 
 @_vectorised
-def _kl_to_normal(like, loc, scale, c, p_loc, p_scale, atanh, result):
-    loc, scale, c, p_loc = _rows_of(loc, like), _rows_of(scale, like), _rows_of(c, like), _rows_of(p_loc, like)
-    p_scale = _rows_of(p_scale, like)
-    result = _flat(result, like)
-    d = loc.shape[1]
+def _kl_to_normal(like, at, rows, counts, d, width, c_width, atanh):
+    loc = _at(at[0], counts[0], d, like)
+    scale = _at(at[1], counts[1], width, like)
+    c = _at(at[2], counts[2], c_width, like)
+    p_loc = _at(at[3], counts[3], d, like)
+    p_scale = _at(at[4], counts[4], d, like)
+    result = _at(at[5], rows, 1, like)
     step, pairs = min(scale.shape[1] - 1, 1), np.empty((4, _CHUNK))
-    for r in range(result.shape[0]):
+    for r in range(rows):
         i, j, k, q = r % loc.shape[0], r % scale.shape[0], r % p_loc.shape[0], r % p_scale.shape[0]
         excess = 0.0
         for t in range(d):
@@ -715,27 +750,25 @@ def _kl_to_normal(like, loc, scale, c, p_loc, p_scale, atanh, result):
             ratio = scale[j, t * step] * inverse
             excess += delta * delta + (ratio - 1) * (ratio + 1)
         log = _log_scales(scale, j, d) + _log_roots(c, r % c.shape[0], d, atanh, pairs) - _log_product(p_scale, q, d)
-        result[r] = 0.5 * excess - log
+        result[r, 0] = 0.5 * excess - log
 
 
 @_vectorised
-def _kl_to_normal_backward(
-    like, grad, loc, scale, c, p_loc, p_scale, atanh, needs_p_scale, grad_loc, grad_scale, grad_c, grad_p_scale
-):
-    loc, scale, c, p_loc = _rows_of(loc, like), _rows_of(scale, like), _rows_of(c, like), _rows_of(p_loc, like)
-    p_scale, grad_loc, grad_scale, grad_c = (
-        _rows_of(p_scale, like),
-        _rows_of(grad_loc, like),
-        _rows_of(grad_scale, like),
-        _rows_of(grad_c, like),
-    )
-    grad_p_scale = _rows_of(grad_p_scale, like)
-    grad = _flat(grad, like)
-    rows, d = grad_loc.shape
+def _kl_to_normal_backward(like, at, rows, counts, d, width, c_width, atanh, needs_p_scale):
+    loc = _at(at[0], counts[0], d, like)
+    scale = _at(at[1], counts[1], width, like)
+    c = _at(at[2], counts[2], c_width, like)
+    p_loc = _at(at[3], counts[3], d, like)
+    p_scale = _at(at[4], counts[4], d, like)
+    grad = _at(at[5], rows, 1, like)
+    grad_loc = _at(at[6], rows, d, like)
+    grad_scale = _at(at[7], rows, width, like)
+    grad_c = _at(at[8], rows, c_width, like)
+    grad_p_scale = _at(at[9], rows, d, like)
     step = min(scale.shape[1] - 1, 1)
     for r in range(rows):
         i, j, k, q = r % loc.shape[0], r % scale.shape[0], r % p_loc.shape[0], r % p_scale.shape[0]
-        g, total = float64(grad[r]), 0.0
+        g, total = float64(grad[r, 0]), 0.0
         # One loop for each gradient, since the compiler vectorises no loop over too many arrays.
         for t in range(d):
             tau = float64(p_scale[q, t])
