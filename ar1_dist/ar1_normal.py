@@ -270,8 +270,10 @@ class AR1Normal(TorchDistribution):
         r"""The entropy in nats, of shape ``batch_shape``: :math:`\tfrac{d}{2}(1 + \log 2\pi) + \sum_t \log
         \mathrm{scale}_t + \tfrac12 \sum_{t \ge 2} \log(1 - \rho_t^2)`."""
         d = int(self.event_shape[0])
-        entropy = 0.5 * d * (1 + math.log(2 * math.pi)) + self.transform.log_det
-        return entropy.expand(self.batch_shape)
+        constant = 0.5 * d * (1 + math.log(2 * math.pi))
+        _, *arguments = self.transform.arguments
+        entropy = functional.log_det(*arguments, d=d, atanh=self.transform.atanh, constant=constant)
+        return entropy if entropy.shape == self.batch_shape else entropy.expand(self.batch_shape)
 
     # The functions of ar1_dist.inference build chains: it imports this module, and is imported here on use.
 

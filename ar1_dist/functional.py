@@ -36,10 +36,10 @@ def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, 
 
 
 @with_kernels
-def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool) -> Tensor:
+def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool, constant: float = 0.0) -> Tensor:
     r"""The logarithm of the determinant of the Cholesky factor, :math:`\sum_t \log \mathrm{scale}_t + \tfrac12 \sum_{t
-    \ge 2} \log(1 - \rho_t^2)`."""
-    return sum_shared(scale.log(), d) - sum_shared(log_cosh(_atanh_of(correlation, atanh)), d - 1)
+    \ge 2} \log(1 - \rho_t^2)`, and a constant."""
+    return constant + sum_shared(scale.log(), d) - sum_shared(log_cosh(_atanh_of(correlation, atanh)), d - 1)
 
 
 def whiten(u: Tensor, atanh_rho: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 __all__ = ["KernelError", "check_widths", "is_transformed", "set_kernels", "with_kernels"]
@@ -147,7 +148,7 @@ def _kernels_for(tensors: Sequence[Tensor]) -> ModuleType | None:
             or x.is_neg()
             # Subclasses, and what torch.autograd's own vmap makes, want torch's operations.
             or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
-            or torch._C._functorch.is_legacy_batchedtensor(x)
+            or is_legacy_batchedtensor(x)
         ):
             return None
     if _choice != "auto":

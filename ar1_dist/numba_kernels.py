@@ -141,16 +141,23 @@ def log_prob_backward(
     return -grads[0] if needed[0] else grads[0], *grads
 
 
-def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool) -> tuple[Tensor, ...]:
+def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool, constant: float = 0.0) -> tuple[Tensor, ...]:
     check_widths(d, (), (scale,), (correlation,))
     rows = _Rows(scale, correlation)
     result = scale.new_empty(rows.batch_shape)
-    rows.run(_log_det, (result,), d, scale.size(-1), correlation.size(-1), atanh)
+    rows.run(_log_det, (result,), d, scale.size(-1), correlation.size(-1), atanh, constant)
     return (result,)
 
 
 def log_det_backward(
-    needed: Sequence[bool], grad: Tensor, scale: Tensor, correlation: Tensor, *, d: int, atanh: bool
+    needed: Sequence[bool],
+    grad: Tensor,
+    scale: Tensor,
+    correlation: Tensor,
+    *,
+    d: int,
+    atanh: bool,
+    constant: float = 0.0,
 ) -> tuple[Tensor, ...]:
     rows = _Rows(scale, correlation)
     grads = rows.empty_like(scale), rows.empty_like(correlation)
@@ -218,7 +225,7 @@ class _Rows:
             return torch.empty_like(x)
         return x.new_empty((*self.batch_shape, x.size(-1)))
 
-    def run(self, kernel: Callable[..., None], others: tuple[Tensor, ...], *options: int | bool) -> None:
+    def run(self, kernel: Callable[..., None], others: tuple[Tensor, ...], *options: float) -> None:
         """Call a kernel with the addresses of all tensors, since making arrays takes longer than a small kernel."""
         addresses = tuple([x.data_ptr() for x in self._tensors + others])
         try:
@@ -335,16 +342,19 @@ def _log_product(x, i, n):
     log, product = 0.0, 1.0
     for start in range(0, n, 8):
         stop = min(start + 8, n)
-        longer = product
+        factor = 1.0
         if stop == start + 8:
             a, b = float64(x[i, start]) * x[i, start + 1], float64(x[i, start + 2]) * x[i, start + 3]
             c, d = float64(x[i, start + 4]) * x[i, start + 5], float64(x[i, start + 6]) * x[i, start + 7]
-            longer *= (a * b) * (c * d)
+            factor = (a * b) * (c * d)
         else:
             for t in range(start, stop):
-                longer *= x[i, t]
-        if 1e-100 < longer < 1e100:
-            product = longer
+                factor *= x[i, t]
+        if 1e-100 < product * factor < 1e100:
+            product *= factor
+        elif 1e-100 < factor < 1e100:
+            log += np.log(product)
+            product = factor
         else:
             for t in range(start, stop):
                 log += np.log(float64(x[i, t]))
@@ -698,13 +708,15 @@ def _load_squares(c, atanh, squares):
 
 
 @_compiled
-def _log_det(like, at, rows, counts, d, width, c_width, atanh):
+def _log_det(like, at, rows, counts, d, width, c_width, atanh, constant):
     scale = _at(at[0], counts[0], width, like)
     c = _at(at[1], counts[1], c_width, like)
     result = _at(at[2], rows, 1, like)
     pairs = np.empty((4, _CHUNK))
     for r in range(rows):
-        result[r, 0] = _log_scales(scale, r % scale.shape[0], d) + _log_roots(c, r % c.shape[0], d, atanh, pairs)
+        result[r, 0] = (
+            constant + _log_scales(scale, r % scale.shape[0], d) + _log_roots(c, r % c.shape[0], d, atanh, pairs)
+        )
 
 
 @_compiled
