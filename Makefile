@@ -1,15 +1,22 @@
-# make demo: a ρ-VAE beside a vanilla VAE.  make test: the whole test suite.  Both install what they need into .venv.
+# make demo: a ρ-VAE beside a vanilla VAE.  make test: the whole test suite.  make bench: the tables and the figure of
+# docs/performance.md, measured.  All install what they need into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(VENV)/.vae
 	$(BIN)/vae-models compare --overwrite
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
+
+bench: export OMP_NUM_THREADS := 1
+bench: $(VENV)/.dev
+	mkdir -p runs
+	$(BIN)/python -m pytest benchmarks --quiet --benchmark-quiet --benchmark-max-time=0.4 --benchmark-json=runs/bench.json
+	$(BIN)/python benchmarks/performance.py runs/bench.json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["interleaved", "print_table", "ratio"]
+__all__ = ["interleaved", "machine", "markdown", "print_table", "ratio"]
 
 
 def interleaved(
@@ -34,10 +34,18 @@ def ratio(seconds: Sequence[float], reference: Sequence[float]) -> float:
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table in Markdown under a line that says what was measured, and on what."""
+    print(f"{title}. {machine()}.\n\n{markdown(header, rows)}")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, whose first column is text and whose others are numbers."""
+    lines = (header, ["---"] + ["---:"] * (len(header) - 1), *rows)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def machine() -> str:
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    print(f"{title}. {_processor()}, {os.cpu_count()} cores, {versions}.\n")
-    for row in (header, ["---"] + ["---:"] * (len(header) - 1), *rows):
-        print("| " + " | ".join(row) + " |")
+    return f"{_processor()}, {os.cpu_count()} cores, {versions}"
 
 
 def _processor() -> str:

@@ -1,0 +1,64 @@
+"""The benchmarks of docs/performance.md run, once and at small sizes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ar1_dist import set_kernels
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("pytest_benchmark")
+ROOT = Path(__file__).parents[1]
+SHAPE = (1, 4)
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch):
+    """Benchmarks import each other from their folder."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    yield
+    set_kernels("auto")
+
+
+def test_tables_and_figure(tmp_path):
+    import operations
+    import performance
+
+    file = tmp_path / "report.json"
+    options = ["--shapes", "1x4", "--benchmark-max-time=0", "--benchmark-quiet", f"--benchmark-json={file}"]
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-p", "no:xdist", *options]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads(file.read_text())
+    assert len(report["benchmarks"]) == len(operations.cases([SHAPE], []))
+    assert "torch" in report["machine_info"]["described"]
+    results = performance.Results(report["benchmarks"])
+    for operation in operations.OPERATIONS:
+        lines = results.table(operation).splitlines()
+        assert {line.count("|") for line in lines} == {4}
+        assert not any("| -" in line for line in lines[2:] if "target" not in line)
+    results.draw(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 0
+
+
+def test_memory_is_that_of_the_tensors_that_are_held():
+    import memory
+
+    kept = []
+
+    def function():
+        kept.append(torch.zeros(1000))
+        torch.zeros(500).add_(1).sum()
+
+    assert 2000 <= memory.peak_bytes(function) < 2100
+    assert isinstance(memory.resident_bytes(memory.SHARED, "torch", SHAPE), int)
+
+
+def test_first_call():
+    import first_call
+
+    assert set(first_call.seconds_here(SHAPE, "torch")) == set(first_call.STEPS)
