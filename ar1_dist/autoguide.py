@@ -7,7 +7,8 @@ guide                                   posterior
 :class:`AutoAR1NormalMessenger`         a chain at each real-valued sample site, on the site itself: analytic KL
 ======================================  ==========================================================================
 
-:func:`~ar1_dist.assert_analytic_kl` tells at which sites :class:`~pyro.infer.TraceMeanField_ELBO` would sample in silence.
+:func:`~ar1_dist.assert_analytic_kl` tells at which sites :class:`~pyro.infer.TraceMeanField_ELBO` would sample in
+silence.
 """
 
 import math

@@ -46,7 +46,7 @@ nitpick_ignore_regex = [
 html_theme = "furo"
 html_title = "ar1-dist"
 html_static_path = ["_static"]
-html_css_files = ["math.css"]
+html_css_files = ["style.css"]
 html_show_sourcelink = False
 html_math_renderer = "mathml"
 
