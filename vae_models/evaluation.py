@@ -76,7 +76,7 @@ def evaluate(
     Args:
         vae (VAE): the model. It is evaluated in evaluation mode, on its own device.
         images (Tensor): of shape ``(N, C, H, W)``, N at least 2.
-        num_samples (int): K.
+        num_samples (int): K, latent vectors per image.
         chunk_size (int): greatest number of images that are encoded, and of latent vectors that are decoded, at once,
             which bounds the memory.
 
