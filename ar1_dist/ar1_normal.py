@@ -174,18 +174,22 @@ class AR1Normal(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
+        """The mean, :attr:`loc`."""
         return self.loc
 
     @property
     def mode(self) -> Tensor:
+        """The mode, :attr:`loc`."""
         return self.loc
 
     @property
     def stddev(self) -> Tensor:
+        """:attr:`scale`, of shape ``batch_shape + (d,)``."""
         return self.transform.scale.expand(self.batch_shape + self.event_shape)
 
     @property
     def variance(self) -> Tensor:
+        """The marginal variance, of shape ``batch_shape + (d,)``."""
         return self.transform.scale.square().expand(self.batch_shape + self.event_shape)
 
     @property
@@ -235,6 +239,7 @@ class AR1Normal(TorchDistribution):
         return sum_shared(log_cosh(self.transform.atanh_rho), self.event_shape[0] - 1).expand(self.batch_shape)
 
     def rsample(self, sample_shape=torch.Size()) -> Tensor:
+        """A reparametrised sample, of shape ``sample_shape + batch_shape + (d,)``."""
         # torch.randn draws the stream that torch's own normals draw, and unlike them can be mapped by torch.vmap.
         loc = self.transform.loc
         return self.transform(torch.randn(self._extended_shape(sample_shape), dtype=loc.dtype, device=loc.device))

@@ -3,11 +3,12 @@ r"""Pyro guides whose posterior is an autoregressive chain, and a check that div
 ======================================  ==========================================================================
 guide                                   posterior
 ======================================  ==========================================================================
-:class:`AutoAR1Normal`                  one chain over all latent variables, flattened and unconstrained
+:class:`~ar1_dist.AutoAR1Normal`        one chain over all latent variables, flattened and unconstrained
 :class:`AutoAR1NormalMessenger`         a chain at each real-valued sample site, on the site itself: analytic KL
 ======================================  ==========================================================================
 
-:func:`assert_analytic_kl` tells at which sites :class:`~pyro.infer.TraceMeanField_ELBO` would sample in silence.
+:func:`~ar1_dist.assert_analytic_kl` tells at which sites :class:`~pyro.infer.TraceMeanField_ELBO` would sample in
+silence.
 """
 
 import math
@@ -174,7 +175,7 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
         self._told: set[str] = set()
 
     def get_posterior(self, name, prior):
-        """The guide's distribution at a site, or while :meth:`median` runs its median; see Pyro's
+        """The guide's distribution at a site, or while ``median`` runs its median; see Pyro's
         :class:`~pyro.poutine.guide.GuideMessenger` for how to override it."""
         if not _is_real(prior.support):
             posterior = super().get_posterior(name, prior)
@@ -279,7 +280,7 @@ def assert_analytic_kl(model: Callable, guide: Callable, *args: Any, **kwargs: A
     Args:
         model (Callable): a Pyro model.
         guide (Callable): a Pyro guide, a function or an autoguide.
-        *args, **kwargs: arguments of both.
+        args, kwargs: arguments of both.
 
     Raises:
         ValueError: naming the sites and the reasons.

@@ -21,14 +21,27 @@ __all__ = ["colour", "log_cosh", "log_det", "log_prob", "sign_of", "sum_shared",
 @with_kernels
 def colour(loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, atanh: bool) -> Tensor:
     r""":math:`z_t = \mathrm{loc}_t + \mathrm{scale}_t u_t` with u the standardised chain that
-    :func:`~ar1_dist.recurrence.autoregression` makes of the noise, of shape ``(..., d)``."""
+    :func:`~ar1_dist.recurrence.autoregression` makes of the noise, of shape ``(..., d)``.
+
+    Example:
+
+        >>> rho = torch.tensor([0.5])
+        >>> colour(torch.ones(3), torch.tensor([2.0]), rho, torch.tensor([1.0, 0.0, 0.0]), atanh=False)
+        tensor([3.0000, 2.0000, 1.5000])
+    """
     return loc + scale * autoregression(_atanh_of(correlation, atanh), noise)
 
 
 @with_kernels
 def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, atanh: bool) -> Tensor:
     r"""The log density :math:`-\tfrac12 \sum_t w_t^2 - \tfrac{d}{2} \log 2\pi` less :func:`log_det`, with w the
-    whitened value, which has shape ``(..., d)``."""
+    whitened value, which has shape ``(..., d)``.
+
+    Example:
+
+        >>> log_prob(torch.zeros(3), torch.zeros(3), torch.tensor([2.0]), torch.tensor([0.5]), atanh=False)
+        tensor(-4.5486)
+    """
     d = int(loc.shape[-1])  # a tensor under torch.jit.trace, where its product with a number is float32
     dtype = torch.promote_types(value.dtype, loc.dtype)
     w = whiten((widen(value) - loc) / scale, _atanh_of(correlation, atanh), dtype)
@@ -38,12 +51,23 @@ def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, 
 @with_kernels
 def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool, constant: float = 0.0) -> Tensor:
     r"""The logarithm of the determinant of the Cholesky factor, :math:`\sum_t \log \mathrm{scale}_t + \tfrac12 \sum_{t
-    \ge 2} \log(1 - \rho_t^2)`, and a constant."""
+    \ge 2} \log(1 - \rho_t^2)`, and a constant.
+
+    Example:
+
+        >>> log_det(torch.tensor([2.0]), torch.tensor([0.5]), d=3, atanh=False)
+        tensor(1.7918)
+    """
     return constant + sum_shared(scale.log(), d) - sum_shared(log_cosh(_atanh_of(correlation, atanh)), d - 1)
 
 
 def whiten(u: Tensor, atanh_rho: Tensor, dtype: torch.dtype) -> Tensor:
     r"""The standardised innovations :math:`(u_t - \rho_t u_{t-1})/\sqrt{1 - \rho_t^2}`, and :math:`u_1` first.
+
+    Example:
+
+        >>> whiten(torch.tensor([1.0, 0.5, 0.25]), torch.tensor([0.5]).atanh(), torch.float32)
+        tensor([1., 0., 0.])
 
     Args:
         u (Tensor): of shape ``(..., d)``; its differences are taken in its own precision (see :func:`widen`).
@@ -74,7 +98,13 @@ def sign_of(x: Tensor) -> Tensor:
 
 def log_cosh(x: Tensor) -> Tensor:
     r""":math:`\log\cosh x = \log(1 + 2 \sinh^2(x/2))`, to full relative precision; with :math:`x =
-    \operatorname{artanh}\rho` it is :math:`-\tfrac12 \log(1 - \rho^2)`."""
+    \operatorname{artanh}\rho` it is :math:`-\tfrac12 \log(1 - \rho^2)`.
+
+    Example:
+
+        >>> log_cosh(torch.tensor([0.0, 1e-4, 50.0]))
+        tensor([0.0000e+00, 5.0000e-09, 4.9307e+01])
+    """
     return (2 * (x / 2).sinh().square()).log1p()
 
 

@@ -31,6 +31,13 @@ class KernelError(RuntimeError):
 def set_kernels(choice: str) -> str:
     """Choose what computes, for the whole process.
 
+    Example:
+
+        >>> set_kernels("torch")
+        'auto'
+        >>> set_kernels("auto")
+        'torch'
+
     Args:
         choice (str): ``"auto"``, the default: kernels where they apply and compile, else plain torch. ``"torch"``:
             plain torch alone. ``"numba"`` or ``"triton"``: one kind of kernels wherever they apply, and a

@@ -63,6 +63,11 @@ def autoregression(atanh_rho: Tensor, noise: Tensor) -> Tensor:
 
     Differentiable as :func:`linear_recurrence` is. The eager backward pass keeps the arguments and :math:`u` only.
 
+    Example:
+
+        >>> autoregression(torch.tensor([0.6]).atanh(), torch.tensor([1.0, 0.0, 1.0]))
+        tensor([1.0000, 0.6000, 1.1600])
+
     Args:
         atanh_rho (Tensor): :math:`\alpha_2, \dots, \alpha_d`, of shape ``(..., d - 1)``, or ``(..., 1)`` if they are
             equal.

@@ -13,6 +13,12 @@ __all__ = ["PRESETS", "Config"]
 class Config:
     """Everything that determines a run. Two runs with equal settings on one CPU have equal results.
 
+    Example:
+
+        >>> config = Config(posterior="markov", latent_dim=10, epochs=30)
+        >>> config.batch_size, config.objective
+        (128, Objective(beta=1.0, warmup_epochs=0, mmd_weight=0.0))
+
     Args:
         preset (str): the name of the preset from which the settings were taken.
         dataset (str): one of :data:`vae_models.data.DATASETS`.

@@ -67,10 +67,16 @@ def evaluate(
 
     Bounds, divergences and the total correlation are in nats.
 
+    Example:
+
+        >>> figures = evaluate(VAE.build((1, 8, 8)), torch.rand(10, 1, 8, 8), num_samples=5)
+        >>> sorted(figures)[:4]
+        ['active_units', 'effective_sample_size', 'effective_sample_size_se', 'gap']
+
     Args:
         vae (VAE): the model. It is evaluated in evaluation mode, on its own device.
         images (Tensor): of shape ``(N, C, H, W)``, N at least 2.
-        num_samples (int): K.
+        num_samples (int): K, latent vectors per image.
         chunk_size (int): greatest number of images that are encoded, and of latent vectors that are decoded, at once,
             which bounds the memory.
 
@@ -141,7 +147,13 @@ def _gather(parts: Sequence[Tensor]) -> Tensor:
 def total_correlation(q: TorchDistributionMixin) -> Tensor:
     r"""The total correlation of a normal distribution over vectors: :math:`\sum_t H(q_t) - H(q)`, the KL divergence
     from the product of its marginals (S. Watanabe, *Information theoretical analysis of multivariate correlation*,
-    1960), in nats, of shape ``batch_shape``."""
+    1960), in nats, of shape ``batch_shape``.
+
+    Example:
+
+        >>> total_correlation(AR1Normal(torch.zeros(3), 1.0, 0.5))
+        tensor(0.2877)
+    """
     if isinstance(q, AR1Normal):
         return q.total_correlation
     if isinstance(q, Independent):
@@ -152,7 +164,14 @@ def total_correlation(q: TorchDistributionMixin) -> Tensor:
 
 def mean_correlation(vae: VAE, images: Tensor, *, chunk_size: int = 2048) -> Tensor:
     """The correlation matrix of the posterior, averaged over images ``(N, C, H, W)``: of shape ``(d, d)``, on the
-    CPU."""
+    CPU.
+
+    Example:
+
+        >>> mean_correlation(VAE.build((1, 8, 8), latent_dim=2), torch.rand(5, 1, 8, 8))
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
     total = torch.zeros(())
     with eval_mode(vae):
         for x in images.split(chunk_size):
@@ -168,7 +187,13 @@ def mean_correlation(vae: VAE, images: Tensor, *, chunk_size: int = 2048) -> Ten
 
 def most_active_latents(vae: VAE, images: Tensor, n: int, *, chunk_size: int = 2048) -> list[int]:
     """The n latents, counted from 0, whose posterior mean varies most over images ``(N, C, H, W)``, the most active
-    first; all of them if there are fewer."""
+    first; all of them if there are fewer.
+
+    Example:
+
+        >>> len(most_active_latents(VAE.build((1, 8, 8)), torch.rand(5, 1, 8, 8), 3))
+        3
+    """
     with eval_mode(vae):
         means = [vae.encode(x.to(vae.prior_loc.device)).mean for x in images.split(chunk_size)]
     return _gather(means).var(0).argsort(descending=True)[:n].tolist()
@@ -176,6 +201,11 @@ def most_active_latents(vae: VAE, images: Tensor, n: int, *, chunk_size: int = 2
 
 def traverse(vae: VAE, image: Tensor, latents: Sequence[int], values: Sequence[float]) -> Tensor:
     """Decoded means along single latents, while the others stay at the image's posterior mean.
+
+    Example:
+
+        >>> traverse(VAE.build((1, 8, 8)), torch.rand(1, 8, 8), [0, 3], [-2.0, 0.0, 2.0]).shape
+        torch.Size([2, 3, 1, 8, 8])
 
     Args:
         vae (VAE): the model.
@@ -196,6 +226,12 @@ def traverse(vae: VAE, image: Tensor, latents: Sequence[int], values: Sequence[f
 
 def interpolate(vae: VAE, first: Tensor, second: Tensor, steps: int) -> Tensor:
     """Decoded means on the straight lines between the posterior means of pairs of images.
+
+    Example:
+
+        >>> first, second = torch.rand(2, 4, 1, 8, 8)
+        >>> interpolate(VAE.build((1, 8, 8)), first, second, steps=5).shape
+        torch.Size([4, 5, 1, 8, 8])
 
     Args:
         vae (VAE): the model.

@@ -36,7 +36,15 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole. NaN and infinity, which JSON lacks, are a ValueError."""
+    """Write a value as JSON, whole. NaN and infinity, which JSON lacks, are a ValueError.
+
+    Example:
+
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(Path(folder) / "numbers.json", {"kl": 22.3})
+        ...     read_json(Path(folder) / "numbers.json")
+        {'kl': 22.3}
+    """
     write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 

@@ -25,6 +25,13 @@ class Network(NamedTuple):
 def mlp(image_shape: ImageShape, latent_dim: int, *, hidden: int = 400) -> Network:
     """One hidden layer of ReLU units on either side: the network of the paper's vanilla VAE (arXiv:1909.06236).
 
+    Example:
+
+        >>> import torch
+        >>> encoder, decoder, num_features = mlp((1, 8, 8), latent_dim=5, hidden=32)
+        >>> encoder(torch.rand(2, 1, 8, 8)).shape, decoder(torch.randn(2, 5)).shape, num_features
+        (torch.Size([2, 32]), torch.Size([2, 1, 8, 8]), 32)
+
     Args:
         image_shape (tuple of int): ``(C, H, W)``.
         latent_dim (int): size of the latent vector.
@@ -49,6 +56,13 @@ def convolutional(
     """Convolutions of 4×4 with stride 2 and padding 1, each of which halves the image, then one hidden layer; the
     decoder mirrors them by transposed convolutions. ReLU, or with batch normalisation leaky ReLU in the encoder, as in
     DCGAN (Radford et al., arXiv:1511.06434).
+
+    Example:
+
+        >>> import torch
+        >>> encoder, decoder, num_features = convolutional((3, 32, 32), latent_dim=5, channels=(8, 16), hidden=64)
+        >>> decoder(torch.randn(2, 5)).shape
+        torch.Size([2, 3, 32, 32])
 
     Args:
         image_shape (tuple of int): ``(C, H, W)``; H and W must be divisible by 2 to the number of convolutions.

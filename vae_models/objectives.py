@@ -66,6 +66,14 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
     with the Gaussian kernel :math:`k(x, y) = \exp(-\lVert x - y \rVert^2 / 2d)`, whose width is that of a standard
     normal distribution over :math:`\mathbb{R}^d`.
 
+    Example:
+
+        >>> import torch
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x, y = torch.randn(2, 500, 3, generator=generator)
+        >>> mmd(x, y) < 0.01 < mmd(x, y + 1)
+        tensor(True)
+
     Args:
         x (Tensor): of shape ``(..., n, d)`` with n at least 2.
         y (Tensor): of the same shape.

@@ -28,7 +28,13 @@ __all__ = ["AR1", "POSTERIORS", "Diagonal", "Full", "LowRank", "Markov"]
 
 
 class Diagonal(nn.Module):
-    """Independent coordinates, each with its own scale: the mean-field posterior of Kingma & Welling."""
+    """Independent coordinates, each with its own scale: the mean-field posterior of Kingma & Welling.
+
+    Example:
+
+        >>> Diagonal(num_features=8, latent_dim=3)(torch.randn(2, 8))
+        Independent(Normal(loc: torch.Size([2, 3]), scale: torch.Size([2, 3])), 1)
+    """
 
     def __init__(self, num_features: int, latent_dim: int) -> None:
         super().__init__()
@@ -43,7 +49,13 @@ class Diagonal(nn.Module):
 class AR1(nn.Module):
     r"""One scale and one correlation per image: the ρ-VAE of Ferdowsi et al. (arXiv:1909.06236), covariance
     :math:`s\,\mathrm{Toeplitz}(1, \rho, \rho^2, \dots)`. Its covariance takes two linear units where the diagonal one
-    takes d."""
+    takes d.
+
+    Example:
+
+        >>> AR1(num_features=8, latent_dim=3)(torch.randn(2, 8))
+        AR1Normal(loc: torch.Size([2, 3]), scale: torch.Size([2, 1]), atanh_rho: torch.Size([2, 1]))
+    """
 
     def __init__(self, num_features: int, latent_dim: int) -> None:
         super().__init__()
@@ -57,7 +69,13 @@ class AR1(nn.Module):
 
 
 class Markov(nn.Module):
-    """A scale per coordinate and a correlation per pair of neighbours: any Gauss–Markov chain."""
+    """A scale per coordinate and a correlation per pair of neighbours: any Gauss–Markov chain.
+
+    Example:
+
+        >>> Markov(num_features=8, latent_dim=3)(torch.randn(2, 8))
+        AR1Normal(loc: torch.Size([2, 3]), scale: torch.Size([2, 3]), atanh_rho: torch.Size([2, 2]))
+    """
 
     def __init__(self, num_features: int, latent_dim: int) -> None:
         super().__init__()
@@ -73,7 +91,13 @@ class Markov(nn.Module):
 
 class LowRank(nn.Module):
     r"""Covariance :math:`W W^\top + \operatorname{diag}(e^v)` with W of d rows and ``rank`` columns: factor analysis of
-    the posterior."""
+    the posterior.
+
+    Example:
+
+        >>> LowRank(num_features=8, latent_dim=3, rank=2)(torch.randn(2, 8)).cov_factor.shape
+        torch.Size([2, 3, 2])
+    """
 
     def __init__(self, num_features: int, latent_dim: int, rank: int = 1) -> None:
         if rank < 1:
@@ -92,7 +116,15 @@ class LowRank(nn.Module):
 
 class Full(nn.Module):
     """Any covariance, by its lower Cholesky factor: a scale per coordinate on the diagonal and a linear unit for each
-    entry below it."""
+    entry below it.
+
+    Example:
+
+        >>> Full(num_features=8, latent_dim=3)(torch.randn(2, 8)).covariance_matrix[0]
+        tensor([[1., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 1.]], grad_fn=<SelectBackward0>)
+    """
 
     below: Tensor
 

@@ -76,6 +76,14 @@ def train(
 ) -> Run:
     """Train a VAE in a folder, or go on with that.
 
+    Example:
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = train(Config(epochs=1), folder, accelerator="cpu")
+        ...     len(read_metrics(folder)), read_config(folder) == Config(epochs=1), run.finished
+        (1, True, False)
+
     Args:
         config (Config): the settings.
         folder (Path): of the run. It is made if it is not there.

@@ -43,6 +43,11 @@ def loss_per_image(vae: VAE, x: Tensor) -> Tensor:
     It is the loss of :class:`pyro.infer.TraceMeanField_ELBO`, in a parameter store of its own: any number of VAEs may
     be trained in one process. The posterior must have a divergence from the prior in closed form. Pyro's checks of
     model and guide, which take time in every step, are off.
+
+    Example:
+
+        >>> loss = loss_per_image(VAE.build((1, 8, 8)), torch.rand(16, 1, 8, 8))
+        >>> loss.backward()
     """
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         return _ClosedFormELBO().differentiable_loss(vae.model, vae.guide, x) / len(x)
@@ -65,6 +70,14 @@ class VAEModule(pl.LightningModule):
     It logs per epoch, in nats per image, ``train_loss``, the objective as the parameters moved through the epoch, and
     of the validation images ``validation_negative_elbo``, ``validation_reconstruction`` and ``validation_kl``, whatever
     the objective.
+
+    Example:
+
+        >>> from vae_models.data import load
+        >>> module = VAEModule(VAE.build((1, 8, 8)))
+        >>> trainer = pl.Trainer(max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        ...     enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
+        >>> trainer.fit(module, ImageData(load("digits"), batch_size=128))
 
     Args:
         vae (VAE): what to train, in place. Its ``beta`` follows the objective's warm-up.

@@ -51,7 +51,7 @@ class VAE(nn.Module):
         encoder (Module): from images ``(N, C, H, W)`` to features ``(N, num_features)``.
         posterior (Module): from features to a distribution over the latent vector, of batch shape ``(N,)``.
         decoder (Module): from latent vectors ``(N, latent_dim)`` to the likelihood's parameter ``(N, C, H, W)``.
-        latent_dim (int): d.
+        latent_dim (int): size d of the latent vector.
         likelihood (Module): from that to a distribution over images; the Bernoulli by default.
         objective (Objective): what ``model`` and ``guide`` train. Their current weight of the divergence is the
             attribute ``beta``, which a warm-up may set.
@@ -259,7 +259,7 @@ class VAE(nn.Module):
 
         Args:
             x (Tensor): images, of shape ``(N, C, H, W)``.
-            num_samples (int): K.
+            num_samples (int): K, latent vectors per image.
             chunk_size (int): greatest number of latent vectors that are decoded at once, which bounds the memory.
 
         Returns:
@@ -287,7 +287,7 @@ class VAE(nn.Module):
         Args:
             x (Tensor): images, of shape ``(N, C, H, W)``.
             q (Distribution): of batch shape ``(N,)``.
-            num_samples (int): K.
+            num_samples (int): K, latent vectors per image.
             chunk_size (int): greatest number of latent vectors that are decoded at once, but at least one per image.
         """
         step = max(1, chunk_size // max(1, len(x)))

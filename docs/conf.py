@@ -1,0 +1,78 @@
+"""Sphinx's configuration. ``make docs`` builds docs/_build/html, without a network and with warnings as errors."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from math_core import LatexError, LatexToMathML
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import ar1_dist  # noqa: E402 (from the folder above)
+
+project = "ar1-dist"
+author = copyright = "The ar1-dist authors"
+version = release = ar1_dist.__version__
+language = "en-GB"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build", "performance_table.md", "study/results"]  # which pages include
+
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_class_signature = "mixed"
+autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False
+autodoc_typehints = "none"  # Args say it
+napoleon_google_docstring, napoleon_numpy_docstring = True, False
+napoleon_use_rtype = napoleon_use_ivar = False
+python_use_unqualified_type_names = True
+
+nitpicky = True  # a reference into this documentation that leads nowhere is an error; these are not in it
+nitpick_ignore_regex = [
+    ("py:mod", r"ar1_dist\.(numba|triton)_\w+"),
+    ("py:.*", r"(torch|pyro|lightning|torchvision|matplotlib|rich|numpy|json)\b.*"),
+    ("py:(class|obj|data)", r"[\w ,.]*"),  # types in Args, in plain words
+    ("py:exc", r"\w+"),
+]
+
+html_theme = "furo"
+html_title = "ar1-dist"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
+html_show_sourcelink = False
+html_math_renderer = "mathml"
+
+
+def setup(app: Sphinx) -> None:
+    app.add_html_math_renderer("mathml", (_visit_inline, None), (_visit_block, None))
+
+
+# Formulas become MathML when the pages are built: no script and no network are needed to read them.
+_CONVERTER = LatexToMathML(fancy_error=False)
+
+
+def _mathml(latex: str, *, block: bool) -> str:
+    try:
+        return _CONVERTER.convert_with_local_state(latex, displaystyle=block)
+    except LatexError as error:
+        raise ExtensionError(f"{error} in the formula {latex}") from error
+
+
+def _visit_inline(writer: nodes.NodeVisitor, node: nodes.math) -> None:
+    writer.body.append(_mathml(node.astext(), block=False))
+    raise nodes.SkipNode
+
+
+def _visit_block(writer: nodes.NodeVisitor, node: nodes.math_block) -> None:
+    for latex in re.split(r"\n\s*\n", node.astext().strip()):  # a blank line starts a new formula
+        numbered = r"\begin{equation}" + latex + r"\end{equation}" if r"\tag" in latex else latex
+        writer.body.append(f'<div class="math">{_mathml(numbered, block=True)}</div>\n')
+    raise nodes.SkipNode
