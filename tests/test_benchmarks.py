@@ -1,6 +1,7 @@
 """The benchmarks of docs/performance.md run, once and at small sizes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ def test_tables_and_figure(tmp_path):
     file = tmp_path / "report.json"
     options = ["--shapes", "1x4", "--benchmark-max-time=0", "--benchmark-quiet", f"--benchmark-json={file}"]
     command = [sys.executable, "-m", "pytest", "benchmarks", "-p", "no:xdist", *options]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     report = json.loads(file.read_text())
     assert len(report["benchmarks"]) == len(operations.cases([SHAPE], []))
