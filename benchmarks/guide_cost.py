@@ -29,8 +29,7 @@ HMM = "GaussianHMM, exact"
 
 
 def model_of(length: int) -> Program:
-    scale = torch.arange(1.0, length + 1).sqrt()
-    prior = AR1Normal(torch.zeros(length), scale, atanh_rho=scale[:-1].asinh())
+    prior = AR1Normal.from_transitions(torch.zeros(length), coefficient=1.0, noise_scale=1.0, initial_scale=1.0)
     data = prior.sample() + torch.randn(length)
 
     def model() -> None:

@@ -31,9 +31,8 @@ SEEN = {"every year": YEARS > 0, "without years 21-40 and 61-80": (YEARS - 1) //
 
 
 def level_prior() -> AR1Normal:
-    """The random walk: a chain whose variance grows, scale_t² = 250² + (t - 1) 1469.1."""
-    scale = (INITIAL_SCALE**2 + LEVEL_SCALE**2 * torch.arange(len(FLOW), dtype=torch.float64)).sqrt()
-    return AR1Normal(torch.zeros_like(scale), scale, atanh_rho=(scale[:-1] / LEVEL_SCALE).asinh())
+    level = torch.zeros(len(FLOW), dtype=torch.float64)
+    return AR1Normal.from_transitions(level, coefficient=1.0, noise_scale=LEVEL_SCALE, initial_scale=INITIAL_SCALE)
 
 
 def model_of(seen: np.ndarray) -> Program:
