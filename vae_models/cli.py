@@ -345,8 +345,8 @@ def reproduce(
     """Run the study of the paper's comparisons (docs/study), or what is left of it.
 
     A finished run is a row of runs.csv in --out and is not run again; one that was stopped or killed goes on from its
-    last finished epoch. The same command may run several times side by side: no two take the same run. At the end come
-    tables and figures, in the folder results of --out.
+    last finished epoch. The same command may run several times side by side: no two take the same run, and what another
+    one is at is left to it. At the end come tables and figures, in the folder results of --out.
     """
     with _one_line_errors():
         from vae_models.study import plan, records
@@ -363,12 +363,13 @@ def reproduce(
             done = records.finished(out)
             for run in wanted:
                 print(f"{'done' if run.name in done else 'open'}  {run.part}  {run.name}")
+        failed = [] if report or list_ else _study(wanted, out, data_root, accelerator)
+        done = records.finished(out)
+        if not report:
             print(f"{sum(run.name in done for run in wanted)} of {len(wanted)} runs are done in {out}")
-            return
-        from vae_models.study.report import write_report
+        if report or (done and not list_):
+            from vae_models.study.report import write_report
 
-        failed = [] if report else _study(wanted, out, data_root, accelerator)
-        if report or records.finished(out):
             write_report(out)
             print(f"Wrote tables and figures to {out / 'results'}")
     if failed:

@@ -73,6 +73,7 @@ def test_list(study, tmp_path, capsys):
 def test_nothing_is_left_to_do(study, capsys, monkeypatch):
     monkeypatch.setattr("vae_models.runs.train", lambda *_, **__: pytest.fail("trained"))
     assert main(["reproduce", "--only", "vanilla", *SMALL, "--out", str(study)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"1 of 1 runs are done in {study}"
 
 
 @pytest.mark.parametrize(
