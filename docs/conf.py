@@ -23,7 +23,7 @@ language = "en-GB"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "performance_table.md", "study/results"]  # which pages include
+exclude_patterns = ["_build", "performance_table.md", "study/results", "study/runs"]  # which pages include
 
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}

@@ -49,7 +49,7 @@ class Diagonal(nn.Module):
 class AR1(nn.Module):
     r"""One scale and one correlation per image: the ρ-VAE of Ferdowsi et al. (arXiv:1909.06236), covariance
     :math:`s\,\mathrm{Toeplitz}(1, \rho, \rho^2, \dots)`. Its covariance takes two linear units where the diagonal one
-    takes d.
+    takes d. With ``per_pair`` there is a correlation for every pair of neighbours.
 
     Example:
 
@@ -57,11 +57,12 @@ class AR1(nn.Module):
         AR1Normal(loc: torch.Size([2, 3]), scale: torch.Size([2, 1]), atanh_rho: torch.Size([2, 1]))
     """
 
-    def __init__(self, num_features: int, latent_dim: int) -> None:
+    def __init__(self, num_features: int, latent_dim: int, per_pair: bool = False) -> None:
         super().__init__()
         self.loc = _linear(num_features, latent_dim)
         self.log_variance = _linear(num_features, 1, zero=True)
-        self.atanh_rho = _linear(num_features, 1, zero=True)
+        # With one latent there is no pair; AR1Normal then ignores the correlation.
+        self.atanh_rho = _linear(num_features, max(latent_dim - 1, 1) if per_pair else 1, zero=True)
 
     def forward(self, features: Tensor) -> TorchDistributionMixin:
         scale = (0.5 * self.log_variance(features)).exp()
@@ -69,7 +70,8 @@ class AR1(nn.Module):
 
 
 class Markov(nn.Module):
-    """A scale per coordinate and a correlation per pair of neighbours: any Gauss–Markov chain.
+    """A scale per coordinate and a correlation per pair of neighbours: any Gauss–Markov chain. With ``shared_rho`` there
+    is one correlation for all pairs.
 
     Example:
 
@@ -77,12 +79,12 @@ class Markov(nn.Module):
         AR1Normal(loc: torch.Size([2, 3]), scale: torch.Size([2, 3]), atanh_rho: torch.Size([2, 2]))
     """
 
-    def __init__(self, num_features: int, latent_dim: int) -> None:
+    def __init__(self, num_features: int, latent_dim: int, shared_rho: bool = False) -> None:
         super().__init__()
         self.loc = _linear(num_features, latent_dim)
         self.log_variance = _linear(num_features, latent_dim, zero=True)
         # With one latent there is no pair; AR1Normal then ignores the correlation.
-        self.atanh_rho = _linear(num_features, max(latent_dim - 1, 1), zero=True)
+        self.atanh_rho = _linear(num_features, 1 if shared_rho else max(latent_dim - 1, 1), zero=True)
 
     def forward(self, features: Tensor) -> TorchDistributionMixin:
         scale = (0.5 * self.log_variance(features)).exp()

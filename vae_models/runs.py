@@ -18,7 +18,7 @@ import importlib.util
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from vae_models.checkpoints import EpochCheckpoint, WholeCheckpointIO, check_che
 from vae_models.config import Config
 from vae_models.data import Images
 from vae_models.files import FileError, read_json, write_json, write_whole
-from vae_models.training import History, fit
+from vae_models.training import History, VAEModule, fit
 from vae_models.vae import VAE
 
 __all__ = ["Run", "is_main_process", "load_images", "read_config", "read_metrics", "train"]
@@ -72,6 +72,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
+    make_module: Callable[[VAE, float, int], VAEModule] = VAEModule,
     **trainer_options: Any,
 ) -> Run:
     """Train a VAE in a folder, or go on with that.
@@ -91,6 +92,8 @@ def train(
         overwrite (bool): delete the run in the folder, but no other file, and start anew.
         callbacks (sequence of Callback): further Lightning callbacks, such as
             :class:`vae_models.training.ProgressLine`.
+        make_module (callable): as in :func:`vae_models.training.fit`. It is not one of the settings: a run that is
+            resumed is to be given the same.
         trainer_options: further arguments of Lightning's Trainer: ``accelerator``, ``devices``, ``num_nodes``,
             ``strategy``, ``precision``, ... They are not settings of the run, which may be resumed with others.
 
@@ -138,7 +141,8 @@ def train(
     ]
     options = _trainer_options(folder, trainer_options)
     try:
-        fit(vae, images, config, callbacks=[*files, *callbacks], checkpoint=checkpoint, **options)
+        every = [*files, *callbacks]
+        fit(vae, images, config, callbacks=every, checkpoint=checkpoint, make_module=make_module, **options)
     except FloatingPointError as error:
         good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint of an epoch before"
         raise FloatingPointError(f"{error}; {good}") from error

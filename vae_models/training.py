@@ -381,6 +381,7 @@ def fit(
     *,
     callbacks: Sequence[Callback] = (),
     checkpoint: Path | None = None,
+    make_module: Callable[[VAE, float, int], VAEModule] = VAEModule,
     **trainer_options: Any,
 ) -> History:
     """Train a VAE, in place, for its objective. Nothing is written but by the callbacks.
@@ -403,6 +404,8 @@ def fit(
             noise. Torch's global generator on the CPU is left as it was.
         callbacks (sequence of Callback): further Lightning callbacks, such as :class:`ProgressLine`.
         checkpoint (Path): a checkpoint of Lightning's to go on from.
+        make_module (callable): from VAE, learning rate and ``plateau_patience`` to the module that trains; one that
+            logs what :class:`VAEModule` does.
         trainer_options: further arguments of Lightning's Trainer: ``accelerator``, ``devices`` (1 by default),
             ``num_nodes``, ``strategy``, ``precision``, ``plugins``, ``logger``, ...
 
@@ -429,7 +432,7 @@ def fit(
     data = ImageData(images, config.batch_size, seed=config.seed, binarize=config.binarize == "dynamic")
     with _quiet(), torch.random.fork_rng(devices=[]):
         trainer = pl.Trainer(**(defaults | trainer_options))
-        module = VAEModule(vae.train(), config.learning_rate, config.plateau_patience)
+        module = make_module(vae.train(), config.learning_rate, config.plateau_patience)
         _fit_interruptibly(trainer, module, datamodule=data, ckpt_path=checkpoint)
     vae.eval()
     return history

@@ -359,7 +359,7 @@ def test_help_is_quick(tmp_path):
     start = time.perf_counter()
     result = run("--help", cwd=tmp_path)
     assert time.perf_counter() - start < 2
-    assert all(command in result.stdout for command in ("train", "evaluate", "sample", "compare"))
+    assert all(command in result.stdout for command in ("train", "evaluate", "sample", "compare", "reproduce"))
     result = subprocess.run(
         [sys.executable, "-c", "import vae_models.cli, sys; print('torch' in sys.modules)"],
         capture_output=True,

@@ -45,9 +45,17 @@ def test_diagonal():
     torch.testing.assert_close(q.variance, head.log_variance(features).exp())
 
 
-@pytest.mark.parametrize(("name", "scales", "pairs"), [("ar1", 1, 1), ("markov", D, D - 1)])
-def test_autoregressive(name, scales, pairs):
-    head = moved(name)
+@pytest.mark.parametrize(
+    ("name", "options", "scales", "pairs"),
+    [
+        ("ar1", {}, 1, 1),
+        ("ar1", {"per_pair": True}, 1, D - 1),
+        ("markov", {}, D, D - 1),
+        ("markov", {"shared_rho": True}, D, 1),
+    ],
+)
+def test_autoregressive(name, options, scales, pairs):
+    head = moved(name, **options)
     features = torch.randn(5, FEATURES)
     q = head(features)
     assert isinstance(q, AR1Normal)

@@ -1,0 +1,90 @@
+import pytest
+
+from vae_models.study import tables
+from vae_models.study.plan import PARTS, plan
+
+
+def row(part="vanilla", posterior="diagonal", change="", rank=None, seed=0, **figures):
+    made = {"part": part, "preset": "vanilla", "dataset": "mnist", "binarize": "none", "latent_dim": 20, "epochs": 15}
+    made |= {"posterior": posterior, "change": change, "rank": rank, "seed": seed, "printed_loss": None}
+    for name in ("negative_elbo", "nll", "gap", "kl", "total_correlation", "mean_abs_rho", "effective_sample_size"):
+        made[name] = 1.0
+    return {**made, "active_units": 20, "run": f"{part} {posterior} {change} {seed} {made['dataset']}", **figures}
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+
+
+def test_estimate():
+    assert tables.estimate([]) is None
+    assert tables.estimate([3.0]) == (3.0, None, 1)
+    mean, error, seeds = tables.estimate([1.0, 2.0, 4.0, 5.0])
+    assert (mean, seeds) == (3.0, 4)
+    assert error == pytest.approx((10 / 3) ** 0.5 / 2)
+
+
+def test_difference_is_of_the_same_seeds():
+    """The seeds differ by far more than the posteriors, and the second has one seed more."""
+    rows = [row(seed=seed, nll=100.0 * seed + 1 + 0.1 * seed) for seed in (0, 1, 2)]
+    others = [row(seed=seed, nll=100.0 * seed) for seed in (2, 1, 0, 3)]
+    mean, error, seeds = tables.difference(rows, others, lambda row: row["nll"])
+    assert (mean, seeds) == (pytest.approx(1.1), 3)
+    assert error == pytest.approx(0.1 / 3**0.5)
+    assert tables.difference(rows[:1], others[:1], lambda row: row["nll"]) is None
+
+
+def test_comparison():
+    rows = [row(seed=s, nll=100.0 + s, mean_abs_rho=None, fastest_epoch=4.0) for s in (0, 1)]
+    rows += [row(posterior="ar1", seed=s, nll=99.5 + s, mean_abs_rho=0.25) for s in (0, 1)]
+    rows += [row(posterior="low_rank", rank=2, nll=98.0), row(dataset="fashion-mnist", nll=200.0)]
+    text = tables.part_table(PARTS["vanilla"], rows)
+    assert "**mnist, grey values, 20 latents, 15 epochs**" in text
+    assert "**fashion-mnist, grey values, 20 latents, 15 epochs**" in text
+    first = text.split("**fashion")[0]
+    header, _, diagonal, ar1, low_rank = cells(first)
+    nll = header.index("NLL")
+    assert diagonal[:2] == ["diagonal", "2"]
+    assert diagonal[nll : nll + 2] == ["100.50 ± 0.50", "–"]
+    assert ar1[nll : nll + 2] == ["100.00 ± 0.50", "−0.50 ± 0.00"]
+    assert low_rank[:2] == ["low_rank, rank 2", "1"]
+    assert low_rank[nll : nll + 2] == ["98.00", "−2.00"]
+    rho = header.index("mean abs. ρ")
+    assert (diagonal[rho], ar1[rho]) == ("–", "0.250 ± 0.000")
+    seconds = header.index("seconds of the fastest epoch")
+    assert (diagonal[seconds], ar1[seconds]) == ("4.0 ± 0.0", "–")
+    assert all(len(line) == len(header) for line in (diagonal, ar1, low_rank))
+
+
+def test_published_beside_what_it_changes():
+    rows = [row(negative_elbo=100.0), row(posterior="ar1", negative_elbo=101.0), row(posterior="full")]
+    rows += [row("published", "ar1", "walk", negative_elbo=120.0, printed_loss=90.0)]
+    rows += [row("published", "ar1", "walk-sampled", negative_elbo=150.0)]
+    header, _, *lines = cells(tables.part_table(PARTS["published"], rows))
+    printed = header.index("the loss it prints")
+    assert [[line[0], *line[printed : printed + 4]] for line in lines] == [
+        ["ELBO, diagonal", "100.00", "–", "100.00", "–"],
+        ["ELBO, ar1", "101.00", "+1.00", "101.00", "+1.00"],
+        ["as published, random walk", "90.00", "−10.00", "120.00", "+20.00"],
+        ["the same, evaluated as it samples", "–", "–", "150.00", "+50.00"],
+    ]
+
+
+def test_ablation_is_in_order_of_what_the_correlation_may_do():
+    rows = [row(posterior=name) for name in ("diagonal", "ar1", "markov", "full")]
+    rows += [row("ablation", "ar1", change) for change in ("permuted", "per-pair", "rho-zero")]
+    _, _, *lines = cells(tables.part_table(PARTS["ablation"], rows))
+    names = ["diagonal", "markov", "ar1, ρ held at 0", "ar1", "ar1, a ρ per pair", "ar1, latents permuted"]
+    assert [line[0] for line in lines] == names
+
+
+def test_what_is_not_run_is_said_not_to_be():
+    assert tables.part_table(PARTS["cnn"], [row()]) == "Not run."
+
+
+def test_status():
+    runs = plan(["vanilla"], seeds=2)[:-1]
+    _, _, first, *others = cells(tables.status_table([{"run": run.name} for run in runs]))
+    assert first == ["vanilla", PARTS["vanilla"].about, "120", "47", "1 of 5"]
+    assert {line[3] for line in others} == {"0"}
+    assert [line[0] for line in (first, *others)] == list(PARTS)

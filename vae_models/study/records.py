@@ -1,0 +1,160 @@
+"""The study's rows: ``runs.csv``, one for every finished run, and ``epochs.csv``, one for every epoch of them.
+
+Both files are replaced whole. A run is finished when ``runs.csv`` has its row; its epochs are written before that.
+Several processes may write to one folder: each waits for the lock on the file ``.lock`` in it, which the system gives
+back when a process ends, however it does. Where Python has no :mod:`fcntl`, there is no lock, and one process at a time
+may work.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vae_models.files import FileError, write_whole
+
+__all__ = ["EPOCH_COLUMNS", "RUN_COLUMNS", "append", "finished", "locked", "read_epochs", "read_runs"]
+
+# What a run is.
+_IDENTITY = (
+    "run",
+    "part",
+    "preset",
+    "dataset",
+    "binarize",
+    "likelihood",
+    "posterior",
+    "rank",
+    "change",
+    "latent_dim",
+    "seed",
+    "epochs",
+)
+_TEXT = {"run", "part", "preset", "dataset", "binarize", "likelihood", "posterior", "change", "torch"}
+_WHOLE = {"rank", "latent_dim", "seed", "epochs", "epoch", "epochs_trained", "best_epoch", "active_units", "num_images"}
+_WHOLE |= {"num_samples", "head_parameters"}
+
+RUN_COLUMNS = (
+    *_IDENTITY,
+    "epochs_trained",
+    "best_epoch",
+    "printed_loss",
+    "negative_elbo",
+    "reconstruction",
+    "kl",
+    "nll",
+    "effective_sample_size",
+    "gap",
+    "total_correlation",
+    "mean_abs_rho",
+    "active_units",
+    "num_images",
+    "num_samples",
+    "head_parameters",
+    "seconds",
+    "seconds_per_epoch",
+    "torch",
+)
+EPOCH_COLUMNS = (
+    "run",
+    "epoch",
+    "train_loss",
+    "validation_loss",
+    "validation_reconstruction",
+    "validation_kl",
+    "learning_rate",
+    "seconds",
+)
+
+
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``runs.csv``, in the order in which they were written; none if there is no such file. An empty cell
+    is None.
+
+    Raises:
+        FileError: if it is damaged.
+    """
+    return _read(folder / "runs.csv", RUN_COLUMNS)
+
+
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``epochs.csv``, as :func:`read_runs` gives those of the other."""
+    return _read(folder / "epochs.csv", EPOCH_COLUMNS)
+
+
+def finished(folder: Path) -> set[str]:
+    """The names of the runs that have a row."""
+    return {row["run"] for row in read_runs(folder)}
+
+
+def append(folder: Path, row: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> None:
+    """Add a finished run and its epochs; nothing, if it has a row.
+
+    Raises:
+        FileError: if a file is damaged or can't be written.
+    """
+    with locked(folder):
+        runs = read_runs(folder)
+        if row["run"] in {each["run"] for each in runs}:
+            return
+        others = [each for each in read_epochs(folder) if each["run"] != row["run"]]  # a kill in between leaves them
+        _write(folder / "epochs.csv", EPOCH_COLUMNS, [*others, *({**each, "run": row["run"]} for each in epochs)])
+        _write(folder / "runs.csv", RUN_COLUMNS, [*runs, row])
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Within it no other process has the folder's lock. Without ``wait``, False if another one has it.
+
+    Raises:
+        FileError: if the folder can't be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "ab")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise FileError(f"cannot write to the folder {folder}: {error.strerror}") from error
+    with file:
+        yield _lock(file, wait)
+
+
+def _lock(file: Any, wait: bool) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+        if tuple(header) != tuple(columns):
+            raise ValueError(f"its first line is not {','.join(columns)}")
+        return [{name: _value(name, cell) for name, cell in zip(columns, row, strict=True)} for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise FileError(f"{path} is damaged: {error}") from error
+
+
+def _value(name: str, cell: str) -> Any:
+    if name in _TEXT:
+        return cell
+    if not cell:
+        return None
+    return int(cell) if name in _WHOLE else float(cell)
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())

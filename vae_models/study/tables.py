@@ -1,0 +1,213 @@
+"""The study's tables, in Markdown, made of its rows. Every figure is a mean over seeds ± its standard error; a single
+seed has none. Differences are of runs with the same seed, which share the images, the starting weights of what they
+have in common, and the order of the images."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vae_models.study.plan import PARTS, Part, Variant, plan
+
+__all__ = ["Estimate", "Setting", "difference", "estimate", "part_table", "settings", "status_table"]
+
+Row = Mapping[str, Any]
+
+BASELINE = Variant("diagonal").name
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds."""
+
+    mean: float
+    error: float | None
+    """Its standard error; None for one seed."""
+    seeds: int
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, places: int = 2, *, signed: bool = False) -> str:
+        number = f"{self.mean:{'+' if signed else ''}.{places}f}".replace("-", "\N{MINUS SIGN}")
+        return number if self.error is None else f"{number} ± {self.error:.{places}f}"
+
+
+class Setting(NamedTuple):
+    """What runs share that are compared with each other."""
+
+    preset: str
+    dataset: str
+    binarize: str
+    latent_dim: int
+    epochs: int
+
+    def __str__(self) -> str:
+        pixels = {"none": "grey values", "dynamic": "binary, drawn anew", "static": "binary, drawn once"}[self.binarize]
+        return f"{self.dataset}, {pixels}, {self.latent_dim} latents, {self.epochs} epochs"
+
+
+def estimate(values: Iterable[float]) -> Estimate | None:
+    """The mean of values and its standard error, the root of the unbiased variance over their number; None of none.
+
+    Example:
+
+        >>> print(estimate([1.0, 2.0, 3.0]))
+        2.00 ± 0.58
+    """
+    values = list(values)
+    if not values:
+        return None
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Estimate(statistics.fmean(values), error, len(values))
+
+
+def difference(rows: Sequence[Row], others: Sequence[Row], value: Callable[[Row], float | None]) -> Estimate | None:
+    """The mean of the differences of a value between rows and others of the same seed; None if no seed has both."""
+    by_seed = {row["seed"]: value(row) for row in others}
+    pairs = [(value(row), by_seed.get(row["seed"])) for row in rows]
+    return estimate(a - b for a, b in pairs if a is not None and b is not None)
+
+
+def variant_name(row: Row) -> str:
+    return Variant(row["posterior"], row["change"], row["rank"] or 0).name
+
+
+def setting_of(row: Row) -> Setting:
+    return Setting(*(row[name] for name in Setting._fields))
+
+
+def settings(part: Part, rows: Sequence[Row]) -> dict[Setting, dict[str, list[Row]]]:
+    """The rows of a part by setting and, in the order of display, by name of the variant. Beside those of a part that
+    changes the posteriors of another there are the posteriors that it changes."""
+    found: dict[Setting, dict[str, list[Row]]] = {}
+    for setting in dict.fromkeys(setting_of(row) for row in rows if row["part"] == part.name):
+        here = [row for row in rows if row["part"] in (part.name, part.preset) and setting_of(row) == setting]
+        by_name = {name: [row for row in here if variant_name(row) == name] for name in _display(part)}
+        found[setting] = {name: same for name, same in by_name.items() if same}
+    return found
+
+
+def _display(part: Part) -> list[str]:
+    own = [variant.name for variant in part.variants]
+    if not any(variant.change for variant in part.variants):
+        return own
+    if _is_published(part):
+        return [BASELINE, "ar1", *own]
+    first = [BASELINE, "markov-shared", "markov", "ar1-rho-zero", "ar1", "ar1-per-pair"]
+    return list(dict.fromkeys([*first, *own]))
+
+
+def _is_published(part: Part) -> bool:
+    return part.variants[0].change == "walk"
+
+
+def part_table(part: Part, rows: Sequence[Row]) -> str:
+    """The tables of a part, one for each setting that has a row."""
+    columns = _PUBLISHED if _is_published(part) else _COMPARISON
+    tables = []
+    for setting, variants in settings(part, rows).items():
+        baseline = variants.get(BASELINE, [])
+        lines = [[cell(name, same, baseline) for _, cell in columns] for name, same in variants.items()]
+        tables.append(f"**{setting}**\n\n{_markdown([header for header, _ in columns], lines)}")
+    return "\n\n".join(tables) if tables else "Not run."
+
+
+def status_table(rows: Sequence[Row]) -> str:
+    """How much of the plan has been run."""
+    done = {row["run"] for row in rows}
+    lines = []
+    for part in PARTS.values():
+        runs = plan([part.name])
+        count = sum(run.name in done for run in runs)
+        seeds = [sum(run.seed == seed for run in runs if run.name in done) for seed in range(part.seeds)]
+        full = sum(n == len(runs) // part.seeds for n in seeds)
+        lines.append([part.name, part.about, str(len(runs)), str(count), f"{full} of {part.seeds}"])
+    return _markdown(["part", "what it is", "runs", "done", "seeds that are complete"], lines, texts=2)
+
+
+Cell = Callable[[str, Sequence[Row], Sequence[Row]], str]
+
+
+def _mean(metric: str, places: int = 2) -> Cell:
+    def cell(name: str, rows: Sequence[Row], baseline: Sequence[Row]) -> str:
+        found = estimate(row[metric] for row in rows if row.get(metric) is not None)
+        return "–" if found is None else found.text(places)
+
+    return cell
+
+
+def _change(value: Callable[[Row], float | None], places: int = 2) -> Cell:
+    def cell(name: str, rows: Sequence[Row], baseline: Sequence[Row]) -> str:
+        found = None if rows is baseline else difference(rows, baseline, value)
+        return "–" if found is None else found.text(places, signed=True)
+
+    return cell
+
+
+def _printed(row: Row) -> float | None:
+    """The loss that an objective prints: of the bound, the bound."""
+    return row["printed_loss"] if row["change"] else row["negative_elbo"]
+
+
+def _name(name: str, rows: Sequence[Row], baseline: Sequence[Row]) -> str:
+    return _TITLES.get(name, name)
+
+
+def _seeds(name: str, rows: Sequence[Row], baseline: Sequence[Row]) -> str:
+    return str(len(rows))
+
+
+def _printed_mean(name: str, rows: Sequence[Row], baseline: Sequence[Row]) -> str:
+    return str(estimate(value for value in map(_printed, rows) if value is not None) or "–")
+
+
+_TITLES = {
+    "low_rank-1": "low_rank, rank 1",
+    "low_rank-2": "low_rank, rank 2",
+    "ar1-walk": "as published, random walk",
+    "ar1-walk-sampled": "the same, evaluated as it samples",
+    "ar1-rho": "as published, later sampler",
+    "ar1-rho-sampled": "the same, evaluated as it samples",
+    "ar1-rho-zero": "ar1, ρ held at 0",
+    "ar1-per-pair": "ar1, a ρ per pair",
+    "markov-shared": "markov, one ρ",
+    "ar1-permuted": "ar1, latents permuted",
+    "markov-permuted": "markov, latents permuted",
+}
+_Columns = tuple[tuple[str, Cell], ...]
+_BOUNDS: _Columns = (
+    ("negative ELBO", _mean("negative_elbo")),
+    ("less diagonal's", _change(lambda row: row["negative_elbo"])),
+    ("NLL", _mean("nll")),
+    ("less diagonal's", _change(lambda row: row["nll"])),
+)
+_COMPARISON: _Columns = (
+    ("posterior", _name),
+    ("seeds", _seeds),
+    *_BOUNDS,
+    ("gap", _mean("gap")),
+    ("less diagonal's", _change(lambda row: row["gap"])),
+    ("KL", _mean("kl")),
+    ("total correlation", _mean("total_correlation")),
+    ("mean abs. ρ", _mean("mean_abs_rho", 3)),
+    ("effective samples", _mean("effective_sample_size", 1)),
+    ("active units", _mean("active_units", 1)),
+    ("seconds of the fastest epoch", _mean("fastest_epoch", 1)),
+)
+_PUBLISHED: _Columns = (
+    ("trained by", lambda name, rows, baseline: _TITLES.get(name, f"ELBO, {name}")),
+    ("seeds", _seeds),
+    ("the loss it prints", _printed_mean),
+    ("less diagonal's", _change(_printed)),
+    *_BOUNDS,
+    ("KL", _mean("kl")),
+    ("mean abs. ρ", _mean("mean_abs_rho", 3)),
+    ("effective samples", _mean("effective_sample_size", 1)),
+    ("active units", _mean("active_units", 1)),
+)
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """A table whose first columns are texts and whose others are numbers."""
+    rule = [*["---"] * texts, *["---:"] * (len(header) - texts)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
