@@ -70,8 +70,8 @@ class AR1(nn.Module):
 
 
 class Markov(nn.Module):
-    """A scale per coordinate and a correlation per pair of neighbours: any Gauss–Markov chain. With ``shared_rho`` there
-    is one correlation for all pairs.
+    """A scale per coordinate and a correlation per pair of neighbours: any Gauss–Markov chain. With ``shared_rho``
+    there is one correlation for all pairs.
 
     Example:
 

@@ -99,7 +99,7 @@ class VAEModule(pl.LightningModule):
         (x,) = batch
         self.vae.beta = self.vae.objective.beta_at(self.current_epoch + batch_idx / self.trainer.num_training_batches)
         with self._finite("training") as losses:
-            losses.append(loss_per_image(self.vae, x))
+            losses.append(self.training_loss(x))
         # The epoch's mean, summed here: to log every step takes a fiftieth of the smallest network's time.
         if batch_idx == 0:
             self._total, self._count = torch.zeros((), device=x.device), 0
@@ -108,6 +108,10 @@ class VAEModule(pl.LightningModule):
         if self.trainer.is_last_batch:
             self._log_mean("train_loss", self._total / self._count, self._count)
         return losses[0]
+
+    def training_loss(self, x: Tensor) -> Tensor:
+        """What a step on the images x minimises, per image."""
+        return loss_per_image(self.vae, x)
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         (x,) = batch

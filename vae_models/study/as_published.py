@@ -133,13 +133,8 @@ class AsPublished(VAEModule):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight, generator=generator)
 
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        (x,) = batch
-        with self._finite("training") as losses:
-            reconstruction, divergence = batch_loss(self.vae, x, self.sampler)
-            losses.append((reconstruction + divergence) / len(x))
-        self._log_mean("train_loss", losses[0], x)
-        return losses[0]
+    def training_loss(self, x: Tensor) -> Tensor:
+        return torch.stack(batch_loss(self.vae, x, self.sampler)).sum() / len(x)
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         (x,) = batch
@@ -147,6 +142,6 @@ class AsPublished(VAEModule):
             parts = [torch.stack(batch_loss(self.vae, part, self.sampler)) for part in x.split(BATCH_SIZE)]
             reconstruction, divergence = torch.stack(parts).sum(0) / len(x)
             losses.append(reconstruction + divergence)
-        self._log_mean("validation_negative_elbo", losses[0], x)
-        self._log_mean("validation_reconstruction", reconstruction, x)
-        self._log_mean("validation_kl", divergence, x)
+        self._log_mean("validation_negative_elbo", losses[0], len(x))
+        self._log_mean("validation_reconstruction", reconstruction, len(x))
+        self._log_mean("validation_kl", divergence, len(x))
