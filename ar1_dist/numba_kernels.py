@@ -755,14 +755,49 @@ def _kl_to_normal(like, at, rows, counts, d, width, c_width, atanh):
     step, pairs = min(scale.shape[1] - 1, 1), np.empty((4, _CHUNK))
     for r in range(rows):
         i, j, k, q = r % loc.shape[0], r % scale.shape[0], r % p_loc.shape[0], r % p_scale.shape[0]
-        excess = 0.0
-        for t in range(d):
-            inverse = 1 / float64(p_scale[q, t])
-            delta = (float64(loc[i, t]) - p_loc[k, t]) * inverse
-            ratio = scale[j, t * step] * inverse
-            excess += delta * delta + (ratio - 1) * (ratio + 1)
-        log = _log_scales(scale, j, d) + _log_roots(c, r % c.shape[0], d, atanh, pairs) - _log_product(p_scale, q, d)
+        spread, tau = _part(scale, j, 0, d), p_scale[q]
+        log = _log_scales(scale, j, d) + _log_roots(c, r % c.shape[0], d, atanh, pairs)
+        if 1e-100 < tau[0] < 1e100 and _is_constant(tau):  # as that of a standard normal is
+            excess = _excess_over_constant(loc[i], p_loc[k], spread, step, float64(tau[0]))
+            log -= d * np.log(float64(tau[0]))
+        else:
+            excess = _excess(loc[i], p_loc[k], spread, step, tau)
+            log -= _log_product(p_scale, q, d)
         result[r, 0] = 0.5 * excess - log
+
+
+@_vectorised
+def _is_constant(x):
+    different = 0
+    for t in range(x.size):
+        different += x[t] != x[0]
+    return different == 0
+
+
+@_vectorised
+def _excess(loc, p_loc, scale, step, p_scale):
+    r""":math:`\sum_t \big((\mathrm{loc}_t - \mu_t)^2 + \mathrm{scale}_t^2\big)/\tau_t^2 - 1`."""
+    total = 0.0
+    for t in range(loc.size):
+        inverse = 1 / float64(p_scale[t])
+        delta = (float64(loc[t]) - p_loc[t]) * inverse
+        ratio = scale[t * step] * inverse
+        total += delta * delta + (ratio - 1) * (ratio + 1)
+    return total
+
+
+@_vectorised
+def _excess_over_constant(loc, p_loc, scale, step, tau):
+    squares = excess = 0.0
+    for t in range(loc.size):
+        delta = float64(loc[t]) - p_loc[t]
+        squares += delta * delta
+    if step:
+        for t in range(scale.size):
+            excess += (scale[t] - tau) * (scale[t] + tau)
+    else:
+        excess = loc.size * ((scale[0] - tau) * (scale[0] + tau))
+    return (squares + excess) / (tau * tau)
 
 
 @_vectorised
@@ -783,21 +818,22 @@ def _kl_to_normal_backward(like, at, rows, counts, d, width, c_width, atanh, nee
         g, total = float64(grad[r, 0]), 0.0
         # One loop for each gradient, since the compiler vectorises no loop over too many arrays.
         for t in range(d):
-            tau = float64(p_scale[q, t])
-            grad_loc[r, t] = g * (float64(loc[i, t]) - p_loc[k, t]) / (tau * tau)
+            inverse = 1 / float64(p_scale[q, t])
+            grad_loc[r, t] = g * (float64(loc[i, t]) - p_loc[k, t]) * inverse * inverse
         if step:
             for t in range(d):
-                sigma, tau = float64(scale[j, t]), float64(p_scale[q, t])
-                grad_scale[r, t] = g * (sigma - tau) * (sigma + tau) / (tau * tau * sigma)
+                sigma = float64(scale[j, t])
+                ratio = sigma / p_scale[q, t]
+                grad_scale[r, t] = g * (ratio - 1) * (ratio + 1) / sigma
         else:
             sigma = float64(scale[j, 0])
             for t in range(d):
-                tau = float64(p_scale[q, t])
-                total += (sigma - tau) * (sigma + tau) / (tau * tau)
+                ratio = sigma / p_scale[q, t]
+                total += (ratio - 1) * (ratio + 1)
             grad_scale[r, 0] = g * total / sigma
         if needs_p_scale:
             for t in range(d):
-                sigma, tau = float64(scale[j, t * step]), float64(p_scale[q, t])
-                delta = float64(loc[i, t]) - p_loc[k, t]
-                grad_p_scale[r, t] = -g * ((sigma - tau) * (sigma + tau) + delta * delta) / (tau * tau * tau)
+                inverse = 1 / float64(p_scale[q, t])
+                delta, ratio = (float64(loc[i, t]) - p_loc[k, t]) * inverse, scale[j, t * step] * inverse
+                grad_p_scale[r, t] = -g * ((ratio - 1) * (ratio + 1) + delta * delta) * inverse
         _log_roots_backward(g, c, r % c.shape[0], d, atanh, grad_c, r)

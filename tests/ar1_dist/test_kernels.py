@@ -177,6 +177,15 @@ def test_logarithms_of_what_has_none():
     torch.testing.assert_close(got, torch.tensor([-torch.inf, torch.nan]), equal_nan=True)
 
 
+@pytest.mark.parametrize("p_scale", [1.0, 3.0, 1e-30, 1e30])
+@pytest.mark.parametrize("shared", [False, True])
+def test_divergence_from_equal_scales(shared, p_scale):
+    tensors, options = arguments_of(Case(600, (2,), shared_scale=shared), "kl_to_normal", False)
+    tensors[-1] = torch.full_like(tensors[-1], p_scale).requires_grad_()
+    plain = value_and_gradients("torch", "kl_to_normal", tensors, options)
+    assert_same(value_and_gradients("numba", "kl_to_normal", tensors, options), plain, TOLERANCE[torch.float64])
+
+
 @each_operation
 def test_tensors_that_do_not_fit(name):
     set_kernels("numba")
