@@ -7,13 +7,16 @@ import sys
 import threading
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.distributions import Independent, Normal, kl_divergence
 
 from ar1_dist import functional, kl, numba_kernels, recurrence
 from ar1_dist.kernels import KernelError, set_kernels
-from tests.ar1_dist.cases import CASES, SMALL_CASES, TOLERANCE, Case, over
+from tests.ar1_dist import reference
+from tests.ar1_dist.cases import CASES, SMALL_CASES, TOLERANCE, Case, assert_close, over
 
 SHAPES = [(1,), (4,), (2, 3), (0,), (3, 0, 2)]
 LONG = [Case(100_000, shared_scale=shared, shared_rho=shared) for shared in (False, True)]
@@ -75,6 +78,21 @@ def test_both_paths_agree(case, atanh, name):
     tensors, options = arguments_of(case, name, atanh)
     plain = value_and_gradients("torch", name, tensors, options)
     assert_same(value_and_gradients("numba", name, tensors, options), plain, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("choice", ["numba", "torch"])
+@over(CASES)
+def test_every_path_against_dense_algebra(case, choice):
+    set_kernels(choice)
+    q, arrays = case.build(), case.arrays()
+    value = np.random.default_rng(1).normal(size=(*case.batch_shape, case.d))
+    assert_close(q.log_prob(torch.tensor(value)), reference.log_prob(arrays, value))
+    assert_close(q.entropy(), reference.entropy(arrays))
+    p = {"loc": value, "scale": np.exp(value), "rho": np.zeros(1)}
+    other = Independent(Normal(torch.tensor(value), torch.tensor(p["scale"])), 1)
+    assert_close(kl_divergence(q, other), reference.kl(arrays, p))
+    factor = np.linalg.cholesky(reference.covariance(arrays))
+    assert_close(q.transform(torch.tensor(value)), arrays["loc"] + (factor @ value[..., None])[..., 0])
 
 
 @each_operation
