@@ -2,7 +2,7 @@ r"""What computes: compiled kernels where they apply, plain torch everywhere els
 
 Every operation has a formula in plain torch, which serves all devices, types and transformations and is differentiable
 to any order. Kernels of the same name give its value and its gradient faster, in float32 and float64:
-:mod:`ar1_dist.numba_kernels` on a CPU, :mod:`ar1_dist.triton_operations` on a CUDA device.
+:mod:`ar1_dist.numba_operations` on a CPU, :mod:`ar1_dist.triton_operations` on a CUDA device.
 """
 
 import functools
@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 
 __all__ = ["KernelError", "check_widths", "is_transformed", "set_kernels", "with_kernels"]
 
-_MODULES = {"numba": "ar1_dist.numba_kernels", "triton": "ar1_dist.triton_operations"}
+_MODULES = {"numba": "ar1_dist.numba_operations", "triton": "ar1_dist.triton_operations"}
 _choice = "auto"
 _failed: set[str] = set()
 

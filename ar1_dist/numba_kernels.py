@@ -1,28 +1,24 @@
-r"""Sequential kernels for the CPU, compiled by numba: the value and the gradient of the operations that
-:func:`ar1_dist.kernels.with_kernels` decorates. Their formulas are given there.
+r"""The kernels of :mod:`ar1_dist.numba_operations`, compiled by numba: an operation's value and its gradient.
 
 Each goes once over memory, row by row, with its arithmetic in float64, on one thread and without Python's lock. They
 are compiled when first called, and numba keeps them on disk.
 
-A kernel sees a tensor as rows, one for each element of the batch. A parameter may have fewer, which repeat, and rows of
-width 1 where it is shared; a gradient has as many rows as the batch, of the parameter's width. The correlation of a
-pair is given as :math:`\rho` or, with ``atanh``, as :math:`\alpha = \operatorname{artanh} \rho`.
+A kernel takes an empty array of the tensors' type, the addresses of all tensors, the number of the batch's rows, the
+number of rows of each argument and d, the size of a row; then the widths of the scale and of the correlations, and
+options. An argument may have fewer rows than the batch, which repeat, and rows of width 1 where it is shared; a result
+has all rows, and a gradient the width of its argument. The correlation of a pair is given as :math:`\rho` or, with
+``atanh``, as :math:`\alpha = \operatorname{artanh} \rho`. Their formulas are those of the operations.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
-import torch
 from numba import types
 from numba.extending import intrinsic
 from numpy import float64
-from pyro.distributions.util import broadcast_shape
-from torch import Tensor
-
-from ar1_dist.kernels import KernelError, check_widths
 
 if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
     raise ImportError("numba's compiler is switched off")
@@ -42,214 +38,6 @@ _compiled = _compile(forceinline=True)
 # What vector instructions need: sums in another order, and products and sums that are rounded once.
 _vectorised = _compile(forceinline=True, fastmath={"reassoc", "contract"})
 
-
-def available(device: torch.device) -> bool:
-    return device.type == "cpu"
-
-
-# --- The operations on tensors ---
-
-
-def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) -> tuple[Tensor, ...]:
-    d = x.size(-1)
-    check_widths(d, pairs=(coefficient,))
-    rows = _Rows(coefficient, x)
-    y = rows.empty_like(x)
-    rows.run(_recur, (y,), d, coefficient.size(-1), reverse)
-    return y, y
-
-
-def linear_recurrence_backward(
-    needed: Sequence[bool], grad: Tensor, coefficient: Tensor, x: Tensor, y: Tensor, *, reverse: bool = False
-) -> tuple[Tensor, ...]:
-    grad_x, _ = linear_recurrence(coefficient, grad, reverse=not reverse)
-    if not needed[0]:
-        return grad_x, grad_x
-    rows = _Rows(y, grad_x)
-    grad_coefficient = rows.empty_like(coefficient)
-    rows.run(_recur_backward, (grad_coefficient,), y.size(-1), coefficient.size(-1), reverse)
-    return grad_coefficient, grad_x
-
-
-def moebius_recurrence(transmission: Tensor, saturation: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    d = x.size(-1)
-    check_widths(d, pairs=(transmission, saturation))
-    rows = _Rows(transmission, saturation, x)
-    y = rows.empty_like(x)
-    rows.run(_moebius, (y,), d, transmission.size(-1), saturation.size(-1))
-    return y, y
-
-
-def moebius_recurrence_backward(
-    needed: Sequence[bool], grad: Tensor, transmission: Tensor, saturation: Tensor, x: Tensor, y: Tensor
-) -> tuple[Tensor, ...]:
-    rows = _Rows(grad, transmission, saturation, y)
-    grads = tuple(map(rows.empty_like, (transmission, saturation, x)))
-    rows.run(_moebius_backward, grads, y.size(-1), transmission.size(-1), saturation.size(-1))
-    return grads
-
-
-def colour(loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, atanh: bool) -> tuple[Tensor, ...]:
-    d = loc.size(-1)
-    check_widths(d, (noise,), (scale,), (correlation,))
-    rows = _Rows(loc, scale, correlation, noise)
-    z, u = rows.empty_like(loc), rows.empty_like(loc)
-    rows.run(_colour, (z, u), d, scale.size(-1), correlation.size(-1), atanh)
-    return z, u
-
-
-def colour_backward(
-    needed: Sequence[bool],
-    grad: Tensor,
-    loc: Tensor,
-    scale: Tensor,
-    correlation: Tensor,
-    noise: Tensor,
-    u: Tensor,
-    *,
-    atanh: bool,
-) -> tuple[Tensor, ...]:
-    rows = _Rows(grad, u, scale, correlation, noise)
-    grads = (rows.empty_like(scale), rows.empty_like(correlation), rows.empty_like(u) if needed[3] else grad)
-    rows.run(_colour_backward, grads, u.size(-1), scale.size(-1), correlation.size(-1), atanh, needed[3])
-    return grad, *grads
-
-
-def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, atanh: bool) -> tuple[Tensor, ...]:
-    d = loc.size(-1)
-    check_widths(d, (value,), (scale,), (correlation,))
-    rows = _Rows(value, loc, scale, correlation)
-    result = loc.new_empty(rows.batch_shape)
-    rows.run(_log_prob, (result,), d, scale.size(-1), correlation.size(-1), atanh)
-    return (result,)
-
-
-def log_prob_backward(
-    needed: Sequence[bool],
-    grad: Tensor,
-    value: Tensor,
-    loc: Tensor,
-    scale: Tensor,
-    correlation: Tensor,
-    *,
-    atanh: bool,
-) -> tuple[Tensor, ...]:
-    rows = _Rows(value, loc, scale, correlation)
-    grads = tuple(map(rows.empty_like, (loc, scale, correlation)))
-    widths = loc.size(-1), scale.size(-1), correlation.size(-1)
-    rows.run(_log_prob_backward, (grad.contiguous(), *grads), *widths, atanh)
-    return -grads[0] if needed[0] else grads[0], *grads
-
-
-def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool, constant: float = 0.0) -> tuple[Tensor, ...]:
-    check_widths(d, (), (scale,), (correlation,))
-    rows = _Rows(scale, correlation)
-    result = scale.new_empty(rows.batch_shape)
-    rows.run(_log_det, (result,), d, scale.size(-1), correlation.size(-1), atanh, constant)
-    return (result,)
-
-
-def log_det_backward(
-    needed: Sequence[bool],
-    grad: Tensor,
-    scale: Tensor,
-    correlation: Tensor,
-    *,
-    d: int,
-    atanh: bool,
-    constant: float = 0.0,
-) -> tuple[Tensor, ...]:
-    rows = _Rows(scale, correlation)
-    grads = rows.empty_like(scale), rows.empty_like(correlation)
-    rows.run(_log_det_backward, (grad.contiguous(), *grads), d, scale.size(-1), correlation.size(-1), atanh)
-    return grads
-
-
-def kl_to_normal(
-    loc: Tensor, scale: Tensor, correlation: Tensor, p_loc: Tensor, p_scale: Tensor, *, atanh: bool
-) -> tuple[Tensor, ...]:
-    d = loc.size(-1)
-    check_widths(d, (p_loc, p_scale), (scale,), (correlation,))
-    rows = _Rows(loc, scale, correlation, p_loc, p_scale)
-    result = loc.new_empty(rows.batch_shape)
-    rows.run(_kl_to_normal, (result,), d, scale.size(-1), correlation.size(-1), atanh)
-    return (result,)
-
-
-def kl_to_normal_backward(
-    needed: Sequence[bool],
-    grad: Tensor,
-    loc: Tensor,
-    scale: Tensor,
-    correlation: Tensor,
-    p_loc: Tensor,
-    p_scale: Tensor,
-    *,
-    atanh: bool,
-) -> tuple[Tensor, ...]:
-    rows = _Rows(loc, scale, correlation, p_loc, p_scale)
-    grads = tuple(map(rows.empty_like, (loc, scale, correlation)))
-    grad_p_scale = rows.empty_like(loc) if needed[4] else grad
-    widths = loc.size(-1), scale.size(-1), correlation.size(-1)
-    rows.run(_kl_to_normal_backward, (grad.contiguous(), *grads, grad_p_scale), *widths, atanh, needed[4])
-    return *grads, -grads[0] if needed[3] else grads[0], grad_p_scale
-
-
-class _Rows:
-    """Tensors that broadcast but for the last dimension, as contiguous rows of which those of the batch are
-    repetitions.
-
-    Attributes:
-        batch_shape (tuple of int): that they have together.
-    """
-
-    __slots__ = ("_counts", "_size", "_tensors", "batch_shape")
-
-    def __init__(self, *tensors: Tensor) -> None:
-        count = tensors[0].size(0) if tensors[0].dim() == 2 else -1
-        for x in tensors:
-            if x.dim() != 2 or x.size(0) != count or not x.is_contiguous():
-                break
-        else:  # the usual case, in less time than a small kernel takes
-            self.batch_shape: tuple[int, ...] = (count,)
-            self._size, self._tensors, self._counts = count, tensors, (count,) * len(tensors)
-            return
-        self.batch_shape = tuple(broadcast_shape(*[x.shape[:-1] for x in tensors]))
-        self._size = math.prod(self.batch_shape)
-        self._tensors = tuple([_repeating(x, self.batch_shape) for x in tensors])
-        self._counts = tuple([math.prod(x.shape[:-1]) for x in self._tensors])
-
-    def empty_like(self, x: Tensor) -> Tensor:
-        """As many rows as the batch has, of the width of x."""
-        if x.shape[:-1] == self.batch_shape and x.is_contiguous():
-            return torch.empty_like(x)
-        return x.new_empty((*self.batch_shape, x.size(-1)))
-
-    def run(self, kernel: Callable[..., None], others: tuple[Tensor, ...], *options: float) -> None:
-        """Call a kernel with the addresses of all tensors, since making arrays takes longer than a small kernel."""
-        addresses = tuple([x.data_ptr() for x in self._tensors + others])
-        try:
-            kernel(_LIKE[self._tensors[0].dtype], addresses, self._size, self._counts, *options)
-        except Exception as error:  # in compiling it, or in keeping it on disk: it raises nothing itself
-            raise KernelError(f"numba can't compile {kernel.__name__}: {error}") from error
-
-
-def _repeating(x: Tensor, batch_shape: tuple[int, ...]) -> Tensor:
-    for dim, stride in enumerate(x.stride()[:-1]):
-        if stride == 0:
-            x = x.narrow(dim, 0, min(x.shape[dim], 1))
-    shape = x.shape[:-1]
-    while shape and shape[0] == 1:
-        shape = shape[1:]
-    if shape != batch_shape[len(batch_shape) - len(shape) :]:
-        x = x.expand(batch_shape + x.shape[-1:])
-    return x.contiguous()
-
-
-_LIKE = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
-
-
-# --- The kernels ---
 
 _CHUNK = 256  # pairs whose coefficients are computed together
 
@@ -362,7 +150,7 @@ def _log_product(x, i, n):
 
 
 @_compiled
-def _recur(like, at, rows, counts, d, a_width, reverse):
+def recur(like, at, rows, counts, d, a_width, reverse):
     a = _at(at[0], counts[0], a_width, like)
     x = _at(at[1], counts[1], d, like)
     y = _at(at[2], rows, d, like)
@@ -379,7 +167,7 @@ def _recur(like, at, rows, counts, d, a_width, reverse):
 
 
 @_vectorised
-def _recur_backward(like, at, rows, counts, d, a_width, reverse):
+def recur_backward(like, at, rows, counts, d, a_width, reverse):
     y = _at(at[0], counts[0], d, like)
     grad_x = _at(at[1], counts[1], d, like)
     grad_a = _at(at[2], rows, a_width, like)
@@ -396,7 +184,7 @@ def _recur_backward(like, at, rows, counts, d, a_width, reverse):
 
 
 @_compiled
-def _moebius(like, at, rows, counts, d, a_width, c_width):
+def moebius(like, at, rows, counts, d, a_width, c_width):
     a = _at(at[0], counts[0], a_width, like)
     c = _at(at[1], counts[1], c_width, like)
     x = _at(at[2], counts[2], d, like)
@@ -413,7 +201,7 @@ def _moebius(like, at, rows, counts, d, a_width, c_width):
 
 
 @_compiled
-def _moebius_backward(like, at, rows, counts, d, a_width, c_width):
+def moebius_backward(like, at, rows, counts, d, a_width, c_width):
     """The adjoint has the coefficient a/(1 + c y)^2."""
     grad = _at(at[0], counts[0], d, like)
     a = _at(at[1], counts[1], a_width, like)
@@ -449,7 +237,7 @@ def _moebius_backward(like, at, rows, counts, d, a_width, c_width):
 
 
 @_compiled
-def _colour(like, at, rows, counts, d, width, c_width, atanh):
+def colour(like, at, rows, counts, d, width, c_width, atanh):
     loc = _at(at[0], counts[0], d, like)
     scale = _at(at[1], counts[1], width, like)
     c = _at(at[2], counts[2], c_width, like)
@@ -512,7 +300,7 @@ def _adjoint_part(grad, scale, step, rho, pair_step, after, state, h):
 
 
 @_compiled
-def _colour_backward(like, at, rows, counts, d, width, c_width, atanh, needs_noise):
+def colour_backward(like, at, rows, counts, d, width, c_width, atanh, needs_noise):
     r"""With h the adjoint of the recurrence, the gradient of :math:`\alpha_t` is :math:`h_t \sqrt{1 - \rho_t^2}
     (\sqrt{1 - \rho_t^2}\, u_{t-1} - \rho_t \epsilon_t)`."""
     grad = _at(at[0], counts[0], d, like)
@@ -574,7 +362,7 @@ def _pair_gradient(h, previous, noise, pairs, pair_step, atanh, grad_c):
 
 
 @_compiled
-def _log_prob(like, at, rows, counts, d, width, c_width, atanh):
+def log_prob(like, at, rows, counts, d, width, c_width, atanh):
     value = _at(at[0], counts[0], d, like)
     loc = _at(at[1], counts[1], d, like)
     scale = _at(at[2], counts[2], width, like)
@@ -628,7 +416,7 @@ def _innovation(u, previous, rho, gap):
 
 
 @_compiled
-def _log_prob_backward(like, at, rows, counts, d, width, c_width, atanh):
+def log_prob_backward(like, at, rows, counts, d, width, c_width, atanh):
     r"""With w the whitened value, the gradient of :math:`\alpha_t` is :math:`\rho_t - w_t (\rho_t u_t - u_{t-1})/
     \sqrt{1 - \rho_t^2}`."""
     value = _at(at[0], counts[0], d, like)
@@ -708,7 +496,7 @@ def _load_squares(c, atanh, squares):
 
 
 @_compiled
-def _log_det(like, at, rows, counts, d, width, c_width, atanh, constant):
+def log_det(like, at, rows, counts, d, width, c_width, atanh, constant):
     scale = _at(at[0], counts[0], width, like)
     c = _at(at[1], counts[1], c_width, like)
     result = _at(at[2], rows, 1, like)
@@ -720,7 +508,7 @@ def _log_det(like, at, rows, counts, d, width, c_width, atanh, constant):
 
 
 @_compiled
-def _log_det_backward(like, at, rows, counts, d, width, c_width, atanh):
+def log_det_backward(like, at, rows, counts, d, width, c_width, atanh):
     scale = _at(at[0], counts[0], width, like)
     c = _at(at[1], counts[1], c_width, like)
     grad = _at(at[2], rows, 1, like)
@@ -745,7 +533,7 @@ def _log_roots_backward(grad, c, m, d, atanh, grad_c, r):
 
 
 @_vectorised
-def _kl_to_normal(like, at, rows, counts, d, width, c_width, atanh):
+def kl_to_normal(like, at, rows, counts, d, width, c_width, atanh):
     loc = _at(at[0], counts[0], d, like)
     scale = _at(at[1], counts[1], width, like)
     c = _at(at[2], counts[2], c_width, like)
@@ -801,7 +589,7 @@ def _excess_over_constant(loc, p_loc, scale, step, tau):
 
 
 @_vectorised
-def _kl_to_normal_backward(like, at, rows, counts, d, width, c_width, atanh, needs_p_scale):
+def kl_to_normal_backward(like, at, rows, counts, d, width, c_width, atanh, needs_p_scale):
     loc = _at(at[0], counts[0], d, like)
     scale = _at(at[1], counts[1], width, like)
     c = _at(at[2], counts[2], c_width, like)
