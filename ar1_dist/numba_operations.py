@@ -176,12 +176,17 @@ class _Rows:
 
     def __init__(self, *tensors: Tensor) -> None:
         count = tensors[0].size(0) if tensors[0].dim() == 2 else -1
+        rows = []
         for x in tensors:
-            if x.dim() != 2 or x.size(0) != count or not x.is_contiguous():
+            if x.dim() != 2 or x.size(0) != count:
                 break
+            if not x.is_contiguous():
+                x = _repeating(x, (count,))
+            rows.append(x)
         else:  # the usual case, in less time than a small kernel takes
             self.batch_shape: tuple[int, ...] = (count,)
-            self._size, self._tensors, self._counts = count, tensors, (count,) * len(tensors)
+            self._size, self._tensors = count, tuple(rows)
+            self._counts = tuple([x.size(0) for x in rows])
             return
         self.batch_shape = tuple(broadcast_shape(*[x.shape[:-1] for x in tensors]))
         self._size = math.prod(self.batch_shape)
