@@ -69,14 +69,14 @@ def with_kernels(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(plain)
     def operation(*tensors: Tensor, **options: Any) -> Tensor:
         kernels = _kernels_for(tensors)
-        if not hasattr(kernels, plain.__name__):
+        if kernels is None or not hasattr(kernels, plain.__name__):
             return plain(*tensors, **options)
         try:
             if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
                 return cast(Tensor, _WithKernels.apply(plain, kernels, options, *tensors))
             return getattr(kernels, plain.__name__)(*tensors, **options)[0]
         except KernelError as error:
-            _give_up(error)
+            _give_up(kernels.__name__, error)
             return plain(*tensors, **options)
 
     return operation
@@ -101,7 +101,7 @@ class _WithKernels(torch.autograd.Function):
                 backward = getattr(ctx.kernels, f"{ctx.plain.__name__}_backward")
                 grads = backward(needed, grad, *tensors, *kept, **ctx.options)
             except KernelError as error:
-                _give_up(error)
+                _give_up(ctx.kernels.__name__, error)
         if grads is None:
             grads = _plain_backward(ctx, needed, grad, tensors)
         return None, None, None, *map(_reduce, needed, grads, tensors)
@@ -179,20 +179,20 @@ def _import(name: str) -> ModuleType | KernelError:
 
 
 def _load(name: str) -> ModuleType | None:
-    if name in _failed:
+    if _MODULES[name] in _failed:
         return None
     kernels = _import(name)
     if isinstance(kernels, KernelError):
-        _give_up(kernels)
+        _give_up(_MODULES[name], kernels)
         return None
     return kernels
 
 
-def _give_up(error: KernelError) -> None:
-    """Go on without kernels, more slowly."""
+def _give_up(name: str, error: KernelError) -> None:
+    """Go on without these kernels, more slowly."""
     if _choice != "auto":
         raise error
-    _failed.update(_MODULES)
+    _failed.add(name)
     warnings.warn(f"ar1_dist computes by plain torch, more slowly: {error}", RuntimeWarning, stacklevel=4)
 
 
