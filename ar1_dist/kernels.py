@@ -66,17 +66,22 @@ def with_kernels(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
     need not be summed over the dimensions along which a tensor was broadcast.
     """
 
+    name = plain.__name__
+
     @functools.wraps(plain)
     def operation(*tensors: Tensor, **options: Any) -> Tensor:
         kernels = _kernels_for(tensors)
-        if kernels is None or not hasattr(kernels, plain.__name__):
+        compute = getattr(kernels, name, None)
+        if compute is None:
             return plain(*tensors, **options)
         try:
-            if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-                return cast(Tensor, _WithKernels.apply(plain, kernels, options, *tensors))
-            return getattr(kernels, plain.__name__)(*tensors, **options)[0]
+            if torch.is_grad_enabled():
+                for x in tensors:
+                    if x.requires_grad:
+                        return cast(Tensor, _WithKernels.apply((plain, kernels, compute, options), *tensors))
+            return compute(*tensors, **options)[0]
         except KernelError as error:
-            _give_up(kernels.__name__, error)
+            _give_up(cast(ModuleType, kernels).__name__, error)
             return plain(*tensors, **options)
 
     return operation
@@ -84,27 +89,26 @@ def with_kernels(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 class _WithKernels(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, plain, kernels, options, *tensors):
-        value, *kept = getattr(kernels, plain.__name__)(*tensors, **options)
+    def forward(ctx, call, *tensors):
+        *_, compute, options = ctx.call = call
+        value, *kept = compute(*tensors, **options)
         ctx.save_for_backward(*tensors, *kept)
-        ctx.plain, ctx.kernels, ctx.options, ctx.count = plain, kernels, options, len(tensors)
         return value
 
     @staticmethod
     def backward(ctx, grad):
-        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
-        tensors, kept = saved[: ctx.count], saved[ctx.count :]
-        grads = None
+        plain, kernels, _, options = ctx.call
+        needed, saved = ctx.needs_input_grad[1:], ctx.saved_tensors
+        tensors, grads = saved[: len(needed)], None
         # A derivative that is itself to be differentiated, or mapped over, is the formula's.
-        if not torch.is_grad_enabled() and _kernels_for([grad]) is ctx.kernels:
+        if not torch.is_grad_enabled() and _kernels_for((grad,)) is kernels:
             try:
-                backward = getattr(ctx.kernels, f"{ctx.plain.__name__}_backward")
-                grads = backward(needed, grad, *tensors, *kept, **ctx.options)
+                grads = getattr(kernels, f"{plain.__name__}_backward")(needed, grad, *saved, **options)
             except KernelError as error:
-                _give_up(ctx.kernels.__name__, error)
+                _give_up(kernels.__name__, error)
         if grads is None:
-            grads = _plain_backward(ctx, needed, grad, tensors)
-        return None, None, None, *map(_reduce, needed, grads, tensors)
+            grads = _plain_backward(plain, options, needed, grad, tensors)
+        return None, *map(_reduce, needed, grads, tensors)
 
 
 def _reduce(needed: bool, grad: Tensor, x: Tensor) -> Tensor | None:
@@ -113,11 +117,17 @@ def _reduce(needed: bool, grad: Tensor, x: Tensor) -> Tensor | None:
     return grad if grad.shape == x.shape else grad.sum_to_size(x.shape)
 
 
-def _plain_backward(ctx: Any, needed: Sequence[bool], grad: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+def _plain_backward(
+    plain: Callable[..., Tensor],
+    options: dict[str, Any],
+    needed: Sequence[bool],
+    grad: Tensor,
+    tensors: Sequence[Tensor],
+) -> list[Tensor | None]:
     with torch.enable_grad():
         # Views, since one tensor may be a function of another.
         views = [x.view_as(x) for x in tensors]
-        value = ctx.plain(*views, **ctx.options)
+        value = plain(*views, **options)
     if not value.requires_grad:  # with d = 1 a correlation takes no part
         return [torch.zeros_like(x) for x in tensors]
     wanted = [x for x, n in zip(views, needed, strict=True) if n]

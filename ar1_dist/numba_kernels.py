@@ -113,6 +113,12 @@ def _load_pairs(c, atanh, pairs):
 
 
 @_compiled
+def _upstream(address, rows, width, is_constant, like):
+    """The gradient from above; or the one number of which it is made."""
+    return _at(address, 1 if is_constant else rows, 1 if is_constant else width, like)
+
+
+@_compiled
 def _part(x, i, start, stop):
     """Row i of x from start to stop, or the only element that it has."""
     return x[i, start:stop] if x.shape[1] != 1 else x[i]
@@ -254,74 +260,112 @@ def colour(like, at, rows, counts, d, width, c_width, atanh):
         for start in range(1, d, _CHUNK):
             stop = min(start + _CHUNK, d)
             _load_pairs(_part(c, m, start - 1, stop - 1), atanh, pairs)
-            location, spread, e = loc[i, start:stop], _part(scale, j, start, stop), noise[k, start:stop]
-            state = _colour_part(location, spread, step, pairs, pair_step, e, state, z[r, start:stop], u[r, start:stop])
+            state = _chain_part(noise[k, start:stop], pairs, pair_step, state, u[r, start:stop])
+            spread = _part(scale, j, start, stop)
+            _scale_and_shift(loc[i, start:stop], spread, step, u[r, start:stop], z[r, start:stop])
 
 
 @_compiled
-def _colour_part(loc, scale, step, pairs, pair_step, noise, state, z, u):
-    rho, root = pairs[0, 0], pairs[1, 0]
-    for p in range(z.size):
+def _chain_part(noise, pairs, pair_step, state, u):
+    """The standardised chain, from the state before. Four places at a time, each from what comes before the four: the
+    processor needn't end one before it begins the next."""
+    a1 = a2 = a3 = a4 = pairs[0, 0]
+    b1 = b2 = b3 = b4 = pairs[1, 0]
+    whole = noise.size // 4 * 4
+    for p in range(0, whole, 4):
         if pair_step:
-            rho, root = pairs[0, p], pairs[1, p]
-        state = _add_product(root * noise[p], rho, state)
+            a1, a2, a3, a4 = pairs[0, p], pairs[0, p + 1], pairs[0, p + 2], pairs[0, p + 3]
+            b1, b2, b3, b4 = pairs[1, p], pairs[1, p + 1], pairs[1, p + 2], pairs[1, p + 3]
+        y1 = b1 * noise[p]
+        y2 = _add_product(b2 * noise[p + 1], a2, y1)
+        y3 = _add_product(b3 * noise[p + 2], a3, y2)
+        y4 = _add_product(b4 * noise[p + 3], a4, y3)
+        u[p] = _add_product(y1, a1, state)
+        u[p + 1] = _add_product(y2, a2 * a1, state)
+        u[p + 2] = _add_product(y3, a3 * (a2 * a1), state)
+        state = _add_product(y4, (a4 * a3) * (a2 * a1), state)
+        u[p + 3] = state
+    for p in range(whole, noise.size):
+        state = _add_product(pairs[1, p * pair_step] * noise[p], pairs[0, p * pair_step], state)
         u[p] = state
-        z[p] = loc[p] + scale[p * step] * u[p]
     return state
 
 
+@_compiled  # and so rounded twice, as torch's product and sum are
+def _scale_and_shift(loc, scale, step, u, z):
+    if step:
+        for p in range(loc.size):
+            z[p] = loc[p] + scale[p] * u[p]
+    else:
+        for p in range(loc.size):
+            z[p] = loc[p] + scale[0] * u[p]
+
+
+@_vectorised
+def _load_product(grad, scale, step, h):
+    if step:
+        for p in range(grad.size):
+            h[p] = float64(grad[p]) * scale[p]
+    else:
+        factor = float64(scale[0])
+        for p in range(grad.size):
+            h[p] = factor * grad[p]
+
+
 @_compiled
-def _adjoint_part(grad, scale, step, rho, pair_step, after, state, h):
-    r""":math:`h_t = \mathrm{scale}_t g_t + \rho_{t+1} h_{t+1}`, from the state after and its coefficient. Four places
-    at a time, each from what comes after the four: the processor needn't end one before it begins the next."""
+def _adjoint_part(h, rho, pair_step, after, state):
+    r""":math:`h_t = x_t + \rho_{t+1} h_{t+1}` in the place of x, from the state after and its coefficient. Four places
+    at a time, each from what comes after the four, as in :func:`_chain_part`."""
     a1 = a2 = a3 = rho[0]
     a4 = after
-    whole = grad.size // 4 * 4
+    whole = h.size // 4 * 4
     for q in range(0, whole, 4):
-        p = grad.size - 4 - q
+        p = h.size - 4 - q
         if pair_step:
             a1, a2, a3 = rho[p + 1], rho[p + 2], rho[p + 3]
-        y4 = float64(grad[p + 3]) * scale[(p + 3) * step]
-        y3 = _add_product(float64(grad[p + 2]) * scale[(p + 2) * step], a3, y4)
-        y2 = _add_product(float64(grad[p + 1]) * scale[(p + 1) * step], a2, y3)
-        y1 = _add_product(float64(grad[p]) * scale[p * step], a1, y2)
+        y4 = h[p + 3]
+        y3 = _add_product(h[p + 2], a3, y4)
+        y2 = _add_product(h[p + 1], a2, y3)
+        y1 = _add_product(h[p], a1, y2)
         h[p + 3] = _add_product(y4, a4, state)
         h[p + 2] = _add_product(y3, a3 * a4, state)
         h[p + 1] = _add_product(y2, a2 * (a3 * a4), state)
         state = _add_product(y1, (a1 * a2) * (a3 * a4), state)
         h[p] = state
         a4 = rho[p * pair_step]
-    for q in range(whole, grad.size):
-        p = grad.size - 1 - q
-        state = _add_product(float64(grad[p]) * scale[p * step], a4, state)
+    for q in range(whole, h.size):
+        p = h.size - 1 - q
+        state = _add_product(h[p], a4, state)
         h[p] = state
         a4 = rho[p * pair_step]
     return a4, state
 
 
 @_compiled
-def colour_backward(like, at, rows, counts, d, width, c_width, atanh, needs_noise):
+def colour_backward(like, at, rows, counts, d, width, c_width, atanh, is_constant, needs_noise):
     r"""With h the adjoint of the recurrence, the gradient of :math:`\alpha_t` is :math:`h_t \sqrt{1 - \rho_t^2}
     (\sqrt{1 - \rho_t^2}\, u_{t-1} - \rho_t \epsilon_t)`."""
-    grad = _at(at[0], counts[0], d, like)
-    u = _at(at[1], counts[1], d, like)
-    scale = _at(at[2], counts[2], width, like)
-    c = _at(at[3], counts[3], c_width, like)
-    noise = _at(at[4], counts[4], d, like)
+    u = _at(at[0], counts[0], d, like)
+    scale = _at(at[1], counts[1], width, like)
+    c = _at(at[2], counts[2], c_width, like)
+    noise = _at(at[3], counts[3], d, like)
+    grad = _upstream(at[4], rows, d, is_constant, like)
     grad_scale = _at(at[5], rows, width, like)
     grad_c = _at(at[6], rows, c_width, like)
     grad_noise = _at(at[7], rows, d, like)
     step, pair_step = min(scale.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
     pairs, h = np.empty((4, _CHUNK)), np.empty(_CHUNK)
+    constant = np.full(_CHUNK if is_constant else 0, grad[0, 0] if is_constant else 0, like.dtype)
     for r in range(rows):
         i, j, m, k = r % grad.shape[0], r % scale.shape[0], r % c.shape[0], r % noise.shape[0]
         next_rho = state = total_scale = total_c = 0.0
         for start in range(1 + (d - 2) // _CHUNK * _CHUNK, 0, -_CHUNK):
             stop = min(start + _CHUNK, d)
             _load_pairs(_part(c, m, start - 1, stop - 1), atanh, pairs)
-            g, e = grad[i, start:stop], noise[k, start:stop]
-            spread = _part(scale, j, start, stop)
-            next_rho, state = _adjoint_part(g, spread, step, pairs[0], pair_step, next_rho, state, h)
+            g = constant[: stop - start] if is_constant else grad[i, start:stop]
+            e, spread = noise[k, start:stop], _part(scale, j, start, stop)
+            _load_product(g, spread, step, h)
+            next_rho, state = _adjoint_part(h[: stop - start], pairs[0], pair_step, next_rho, state)
             total_scale += _scale_gradient(g, u[r, start:stop], step, grad_scale[r, start * step :])
             total_c += _pair_gradient(h, u[r, start - 1 : stop - 1], e, pairs, pair_step, atanh, grad_c[r, start - 1 :])
             if needs_noise:
@@ -416,54 +460,113 @@ def _innovation(u, previous, rho, gap):
 
 
 @_compiled
-def log_prob_backward(like, at, rows, counts, d, width, c_width, atanh):
-    r"""With w the whitened value, the gradient of :math:`\alpha_t` is :math:`\rho_t - w_t (\rho_t u_t - u_{t-1})/
-    \sqrt{1 - \rho_t^2}`."""
+def log_prob_backward(like, at, rows, counts, d, width, c_width, atanh, is_constant):
+    r"""With w the whitened value and :math:`\omega_t = w_t/\sqrt{1 - \rho_t^2}`, the slope of half the sum of squares
+    by :math:`u_t` is :math:`\omega_t - \rho_{t+1} \omega_{t+1}`, and the gradient of :math:`\alpha_t` is
+    :math:`\rho_t - \omega_t (\rho_t u_t - u_{t-1})`."""
     value = _at(at[0], counts[0], d, like)
     loc = _at(at[1], counts[1], d, like)
     scale = _at(at[2], counts[2], width, like)
     c = _at(at[3], counts[3], c_width, like)
-    grad = _at(at[4], rows, 1, like)
+    grad = _upstream(at[4], rows, 1, is_constant, like)
     grad_loc = _at(at[5], rows, d, like)
     grad_scale = _at(at[6], rows, width, like)
     grad_c = _at(at[7], rows, c_width, like)
     step, pair_step = min(scale.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
-    pairs = np.empty((4, _CHUNK))
+    pairs, slopes = np.empty((4, _CHUNK)), np.empty(_CHUNK)
+    # Of the coordinates of a part, and first of the one before it.
+    u, inverse, omega = np.empty(_CHUNK + 1), np.empty(_CHUNK + 1), np.empty(_CHUNK + 1)
     for r in range(rows):
         n, i, j, m = r % value.shape[0], r % loc.shape[0], r % scale.shape[0], r % c.shape[0]
-        g, inverse, total_scale, total_c = float64(grad[r, 0]), 1 / float64(scale[j, 0]), 0.0, 0.0
-        previous = (float64(value[n, 0]) - loc[i, 0]) * inverse
-        slope = previous  # of half the sum of squares, by u_{t-1}
+        g, total_scale, total_c = float64(grad[r % grad.shape[0], 0]), 0.0, 0.0
+        inverse[0] = 1 / float64(scale[j, 0])
+        u[0] = omega[0] = (float64(value[n, 0]) - loc[i, 0]) * inverse[0]
         for start in range(1, d, _CHUNK):
             stop = min(start + _CHUNK, d)
+            size = stop - start
             _load_pairs(_part(c, m, start - 1, stop - 1), atanh, pairs)
-            rho, gap, cosh = pairs[0, 0], pairs[2, 0], pairs[3, 0]
-            for t in range(start, stop):
-                if pair_step:
-                    rho, gap, cosh = pairs[0, t - start], pairs[2, t - start], pairs[3, t - start]
-                last_inverse = inverse
-                if step:
-                    inverse = 1 / float64(scale[j, t])
-                u = (float64(value[n, t]) - loc[i, t]) * inverse
-                w = _innovation(u, previous, rho, gap) * cosh * cosh
-                by_c = g * (rho + w * _innovation(previous, u, rho, gap))
-                if not atanh:
-                    by_c *= cosh * cosh
-                total_c += by_c
-                if pair_step:
-                    grad_c[r, t - 1] = by_c
-                slope -= rho * w
-                grad_loc[r, t - 1] = g * slope * last_inverse
-                by_scale = g * (slope * previous - 1) * last_inverse
-                total_scale += by_scale
-                if step:
-                    grad_scale[r, t - 1] = by_scale
-                slope, previous = w, u
-        grad_loc[r, d - 1] = g * slope * inverse
-        by_scale = g * (slope * previous - 1) * inverse
+            if step:
+                _invert(scale[j, start:stop], inverse[1:])
+            _multiply_deviations(value[n, start:stop], loc[i, start:stop], inverse[step:], step, u[1:])
+            _load_omega(u, pairs, pair_step, omega, size)
+            total_c += _log_prob_by_pair(g, u, omega, pairs, pair_step, atanh, grad_c[r, start - 1 :], size)
+            _load_slopes(omega, pairs, pair_step, slopes, size)
+            total_scale += _log_prob_by_coordinate(
+                g, slopes, u, inverse, step, grad_loc[r, start - 1 :], grad_scale[r, (start - 1) * step :], size
+            )
+            u[0], inverse[0], omega[0] = u[size], inverse[size * step], omega[size]
+        grad_loc[r, d - 1] = g * omega[0] * inverse[0]
+        by_scale = g * (omega[0] * u[0] - 1) * inverse[0]
         grad_scale[r, (d - 1) * step] = by_scale if step else total_scale + by_scale
         if c.shape[1] == 1:
             grad_c[r, 0] = total_c
+
+
+@_vectorised
+def _invert(x, inverse):
+    for p in range(x.size):
+        inverse[p] = 1 / float64(x[p])
+
+
+@_vectorised
+def _multiply_deviations(value, loc, inverse, step, u):
+    if step:
+        for p in range(value.size):
+            u[p] = (float64(value[p]) - loc[p]) * inverse[p]
+    else:
+        factor = inverse[0]
+        for p in range(value.size):
+            u[p] = (float64(value[p]) - loc[p]) * factor
+
+
+@_vectorised
+def _load_omega(u, pairs, pair_step, omega, n):
+    rho, gap, square = pairs[0, 0], pairs[2, 0], pairs[3, 0] * pairs[3, 0]
+    if pair_step:
+        for p in range(n):
+            omega[p + 1] = _innovation(u[p + 1], u[p], pairs[0, p], pairs[2, p]) * (pairs[3, p] * pairs[3, p])
+    else:
+        for p in range(n):
+            omega[p + 1] = _innovation(u[p + 1], u[p], rho, gap) * square
+
+
+@_vectorised
+def _log_prob_by_pair(g, u, omega, pairs, pair_step, atanh, grad_c, n):
+    total, rho, gap = 0.0, pairs[0, 0], pairs[2, 0]
+    if pair_step:
+        for p in range(n):
+            by_c = pairs[0, p] + omega[p + 1] * _innovation(u[p], u[p + 1], pairs[0, p], pairs[2, p])
+            grad_c[p] = g * by_c * (1.0 if atanh else pairs[3, p] * pairs[3, p])
+    else:
+        for p in range(n):
+            total += rho + omega[p + 1] * _innovation(u[p], u[p + 1], rho, gap)
+    return g * total * (1.0 if atanh else pairs[3, 0] * pairs[3, 0])
+
+
+@_vectorised
+def _load_slopes(omega, pairs, pair_step, slopes, n):
+    rho = pairs[0, 0]
+    if pair_step:
+        for p in range(n):
+            slopes[p] = omega[p] - pairs[0, p] * omega[p + 1]
+    else:
+        for p in range(n):
+            slopes[p] = omega[p] - rho * omega[p + 1]
+
+
+@_vectorised
+def _log_prob_by_coordinate(g, slopes, u, inverse, step, grad_loc, grad_scale, n):
+    total, factor = 0.0, inverse[0]
+    if step:
+        for p in range(n):
+            grad_loc[p] = g * slopes[p] * inverse[p]
+        for p in range(n):
+            grad_scale[p] = g * (slopes[p] * u[p] - 1) * inverse[p]
+    else:
+        for p in range(n):
+            grad_loc[p] = g * slopes[p] * factor
+            total += slopes[p] * u[p] - 1
+    return g * total * factor
 
 
 @_compiled
@@ -508,14 +611,14 @@ def log_det(like, at, rows, counts, d, width, c_width, atanh, constant):
 
 
 @_compiled
-def log_det_backward(like, at, rows, counts, d, width, c_width, atanh):
+def log_det_backward(like, at, rows, counts, d, width, c_width, atanh, is_constant):
     scale = _at(at[0], counts[0], width, like)
     c = _at(at[1], counts[1], c_width, like)
-    grad = _at(at[2], rows, 1, like)
+    grad = _upstream(at[2], rows, 1, is_constant, like)
     grad_scale = _at(at[3], rows, width, like)
     grad_c = _at(at[4], rows, c_width, like)
     for r in range(rows):
-        j, g = r % scale.shape[0], float64(grad[r, 0])
+        j, g = r % scale.shape[0], float64(grad[r % grad.shape[0], 0])
         by_scale = g if scale.shape[1] > 1 else g * d
         for t in range(scale.shape[1]):
             grad_scale[r, t] = by_scale / scale[j, t]
@@ -589,13 +692,13 @@ def _excess_over_constant(loc, p_loc, scale, step, tau):
 
 
 @_vectorised
-def kl_to_normal_backward(like, at, rows, counts, d, width, c_width, atanh, needs_p_scale):
+def kl_to_normal_backward(like, at, rows, counts, d, width, c_width, atanh, is_constant, needs_p_scale):
     loc = _at(at[0], counts[0], d, like)
     scale = _at(at[1], counts[1], width, like)
     c = _at(at[2], counts[2], c_width, like)
     p_loc = _at(at[3], counts[3], d, like)
     p_scale = _at(at[4], counts[4], d, like)
-    grad = _at(at[5], rows, 1, like)
+    grad = _upstream(at[5], rows, 1, is_constant, like)
     grad_loc = _at(at[6], rows, d, like)
     grad_scale = _at(at[7], rows, width, like)
     grad_c = _at(at[8], rows, c_width, like)
@@ -603,25 +706,53 @@ def kl_to_normal_backward(like, at, rows, counts, d, width, c_width, atanh, need
     step = min(scale.shape[1] - 1, 1)
     for r in range(rows):
         i, j, k, q = r % loc.shape[0], r % scale.shape[0], r % p_loc.shape[0], r % p_scale.shape[0]
-        g, total = float64(grad[r, 0]), 0.0
-        # One loop for each gradient, since the compiler vectorises no loop over too many arrays.
-        for t in range(d):
-            inverse = 1 / float64(p_scale[q, t])
-            grad_loc[r, t] = g * (float64(loc[i, t]) - p_loc[k, t]) * inverse * inverse
-        if step:
-            for t in range(d):
-                sigma = float64(scale[j, t])
-                ratio = sigma / p_scale[q, t]
-                grad_scale[r, t] = g * (ratio - 1) * (ratio + 1) / sigma
+        g, spread, tau = float64(grad[r % grad.shape[0], 0]), _part(scale, j, 0, d), p_scale[q]
+        if 1e-100 < tau[0] < 1e100 and _is_constant(tau):
+            total = _excess_over_constant_backward(
+                g, loc[i], p_loc[k], spread, step, float64(tau[0]), grad_loc[r], grad_scale[r]
+            )
         else:
-            sigma = float64(scale[j, 0])
-            for t in range(d):
-                ratio = sigma / p_scale[q, t]
-                total += (ratio - 1) * (ratio + 1)
-            grad_scale[r, 0] = g * total / sigma
+            total = _excess_backward(g, loc[i], p_loc[k], spread, step, tau, grad_loc[r], grad_scale[r])
+        if not step:
+            grad_scale[r, 0] = total
         if needs_p_scale:
             for t in range(d):
-                inverse = 1 / float64(p_scale[q, t])
-                delta, ratio = (float64(loc[i, t]) - p_loc[k, t]) * inverse, scale[j, t * step] * inverse
+                inverse = 1 / float64(tau[t])
+                delta, ratio = (float64(loc[i, t]) - p_loc[k, t]) * inverse, spread[t * step] * inverse
                 grad_p_scale[r, t] = -g * ((ratio - 1) * (ratio + 1) + delta * delta) * inverse
         _log_roots_backward(g, c, r % c.shape[0], d, atanh, grad_c, r)
+
+
+@_vectorised
+def _excess_backward(g, loc, p_loc, scale, step, p_scale, grad_loc, grad_scale):
+    """Of half the excess and of the scales' logarithms. Each gradient has a loop of its own, since the compiler
+    vectorises no loop over too many arrays."""
+    total = 0.0
+    for t in range(loc.size):
+        inverse = 1 / float64(p_scale[t])
+        grad_loc[t] = g * (float64(loc[t]) - p_loc[t]) * inverse * inverse
+    if step:
+        for t in range(loc.size):
+            sigma = float64(scale[t])
+            ratio = sigma / p_scale[t]
+            grad_scale[t] = g * (ratio - 1) * (ratio + 1) / sigma
+    else:
+        sigma = float64(scale[0])
+        for t in range(loc.size):
+            ratio = sigma / p_scale[t]
+            total += (ratio - 1) * (ratio + 1)
+    return g * total / scale[0]
+
+
+@_vectorised
+def _excess_over_constant_backward(g, loc, p_loc, scale, step, tau, grad_loc, grad_scale):
+    inverse = 1 / tau
+    factor = g * inverse * inverse
+    for t in range(loc.size):
+        grad_loc[t] = factor * (float64(loc[t]) - p_loc[t])
+    if step:
+        for t in range(loc.size):
+            sigma = float64(scale[t])
+            grad_scale[t] = factor * (sigma - tau) * (sigma + tau) / sigma
+    ratio = scale[0] * inverse
+    return g * loc.size * (ratio - 1) * (ratio + 1) / scale[0]

@@ -76,9 +76,11 @@ def colour_backward(
     *,
     atanh: bool,
 ) -> tuple[Tensor, ...]:
-    rows = _Rows(grad, u, scale, correlation, noise)
-    grads = (rows.empty_like(scale), rows.empty_like(correlation), rows.empty_like(u) if needed[3] else grad)
-    rows.run(numba_kernels.colour_backward, grads, u.size(-1), scale.size(-1), correlation.size(-1), atanh, needed[3])
+    rows = _Rows(u, scale, correlation, noise)
+    given, is_constant = _as_rows(grad)
+    grads = (rows.empty_like(scale), rows.empty_like(correlation), rows.empty_like(u) if needed[3] else given)
+    options = u.size(-1), scale.size(-1), correlation.size(-1), atanh, is_constant, needed[3]
+    rows.run(numba_kernels.colour_backward, (given, *grads), *options)
     return grad, *grads
 
 
@@ -103,9 +105,10 @@ def log_prob_backward(
 ) -> tuple[Tensor, ...]:
     rows = _Rows(value, loc, scale, correlation)
     grads = tuple(map(rows.empty_like, (loc, scale, correlation)))
-    widths = loc.size(-1), scale.size(-1), correlation.size(-1)
-    rows.run(numba_kernels.log_prob_backward, (grad.contiguous(), *grads), *widths, atanh)
-    return -grads[0] if needed[0] else grads[0], *grads
+    given, is_constant = _as_rows(grad)
+    options = loc.size(-1), scale.size(-1), correlation.size(-1), atanh, is_constant
+    rows.run(numba_kernels.log_prob_backward, (given, *grads), *options)
+    return (-grads[0] if needed[0] else grads[0]), *grads
 
 
 def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool, constant: float = 0.0) -> tuple[Tensor, ...]:
@@ -128,9 +131,9 @@ def log_det_backward(
 ) -> tuple[Tensor, ...]:
     rows = _Rows(scale, correlation)
     grads = rows.empty_like(scale), rows.empty_like(correlation)
-    rows.run(
-        numba_kernels.log_det_backward, (grad.contiguous(), *grads), d, scale.size(-1), correlation.size(-1), atanh
-    )
+    given, is_constant = _as_rows(grad)
+    options = d, scale.size(-1), correlation.size(-1), atanh, is_constant
+    rows.run(numba_kernels.log_det_backward, (given, *grads), *options)
     return grads
 
 
@@ -159,8 +162,9 @@ def kl_to_normal_backward(
     rows = _Rows(loc, scale, correlation, p_loc, p_scale)
     grads = tuple(map(rows.empty_like, (loc, scale, correlation)))
     grad_p_scale = rows.empty_like(loc) if needed[4] else grad
-    widths = loc.size(-1), scale.size(-1), correlation.size(-1)
-    rows.run(numba_kernels.kl_to_normal_backward, (grad.contiguous(), *grads, grad_p_scale), *widths, atanh, needed[4])
+    given, is_constant = _as_rows(grad)
+    options = loc.size(-1), scale.size(-1), correlation.size(-1), atanh, is_constant, needed[4]
+    rows.run(numba_kernels.kl_to_normal_backward, (given, *grads, grad_p_scale), *options)
     return *grads, -grads[0] if needed[3] else grads[0], grad_p_scale
 
 
@@ -206,6 +210,14 @@ class _Rows:
             kernel(_LIKE[self._tensors[0].dtype], addresses, self._size, self._counts, *options)
         except Exception as error:  # in compiling it, or in keeping it on disk: it raises nothing itself
             raise KernelError(f"numba can't compile {kernel.__name__}: {error}") from error
+
+
+def _as_rows(grad: Tensor) -> tuple[Tensor, bool]:
+    """A gradient as contiguous rows; or, as that of a sum is, as one number for all, which is not to be copied out."""
+    if grad.is_contiguous():
+        return grad, False
+    is_constant = not any(grad.stride())
+    return (grad if is_constant else grad.contiguous()), is_constant
 
 
 def _repeating(x: Tensor, batch_shape: tuple[int, ...]) -> Tensor:

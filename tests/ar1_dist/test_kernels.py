@@ -132,13 +132,25 @@ def test_any_layout(layout, name):
     assert_same(got, plain, TOLERANCE[torch.float64])
 
 
+def _sum_of_everything(value):
+    return value.sum()
+
+
+def _sum_of_weighted_means(value):
+    means = value.mean(-1) if value.dim() > 0 else value
+    return means @ torch.linspace(1, 2, len(means), dtype=value.dtype) if means.dim() == 1 else means.sum()
+
+
 @each_operation
-def test_gradient_that_is_expanded(name):
-    tensors, options = arguments_of(Case(300, (4,)), name, False)
+@pytest.mark.parametrize("reduce", [_sum_of_everything, _sum_of_weighted_means])
+@over([Case(1), Case(1, (3,)), Case(7, (1,)), Case(300, (4,)), Case(300, (4,), shared_scale=True, shared_rho=True)])
+def test_gradient_that_is_expanded(case, reduce, name):
+    tensors, options = arguments_of(case, name, False)
     gradients = {}
     for choice in ("torch", "numba"):
         set_kernels(choice)
-        gradients[choice] = torch.autograd.grad(OPERATIONS[name](*tensors, **options).sum(), tensors)
+        total = reduce(OPERATIONS[name](*tensors, **options))
+        gradients[choice] = torch.autograd.grad(total, tensors, materialize_grads=True)
     assert_same(list(gradients["numba"]), list(gradients["torch"]), TOLERANCE[torch.float64])
 
 
