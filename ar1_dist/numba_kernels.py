@@ -40,6 +40,7 @@ _vectorised = _compile(forceinline=True, fastmath={"reassoc", "contract"})
 
 
 _CHUNK = 256  # pairs whose coefficients are computed together
+_MOST = 354.0  # of atanh(rho): beyond it 1 - rho^2 is no number of full precision
 
 
 @intrinsic
@@ -68,10 +69,9 @@ def _at(address, rows, width, like):
 
 @_vectorised
 def _exp(x):
-    r""":math:`e^x` and :math:`e^x - 1` for x <= 0, each to the last bit or two, for loops that the compiler vectorises:
-    numba calls the C library for one number at a time. With :math:`x = k \log 2 + r`, Taylor's series of
-    :math:`(e^r - 1)/r` for :math:`|r| \le \tfrac12 \log 2`."""
-    x = max(x, -708.0)
+    r""":math:`e^x` and :math:`e^x - 1` for :math:`-708 \le x \le 0`, each to the last bit or two, for loops that the
+    compiler vectorises: numba calls the C library for one number at a time. With :math:`x = k \log 2 + r`, Taylor's
+    series of :math:`(e^r - 1)/r` for :math:`|r| \le \tfrac12 \log 2`."""
     k = np.rint(x * 1.4426950408889634)
     r = (x - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10
     q = 1 / 6227020800
@@ -94,22 +94,25 @@ def _exp(x):
 
 @_vectorised
 def _pair(correlation, atanh):
-    r""":math:`\rho`, :math:`\sqrt{1 - \rho^2}` and :math:`1 - |\rho|`, none of which cancels."""
+    r""":math:`\rho`, :math:`\sqrt{1 - \rho^2}` and :math:`1 - |\rho|`, none of which cancels; with :math:`h =
+    e^{-|\alpha|}` they are :math:`\pm(1 - h^2)`, :math:`2h` and :math:`2h^2`, each over :math:`1 + h^2`."""
     c = float64(correlation)
     if atanh:
-        square, less_one = _exp(-2 * abs(c))
-        share = 1 / (1 + square)
-        return math.copysign(-less_one * share, c), 2 * math.sqrt(square) * share, 2 * square * share
+        h, less_one = _exp(-min(abs(c), _MOST))
+        share = 1 / (1 + h * h)
+        return math.copysign(-less_one * (h + 1) * share, c), 2 * h * share, 2 * (h * h) * share
     gap = 1 - abs(c)
     return c, math.sqrt(gap * (1 + abs(c))), gap
 
 
 @_vectorised
-def _load_pairs(c, atanh, pairs):
-    r"""Rows of what :func:`_pair` gives and of :math:`1/\sqrt{1 - \rho^2}`."""
+def _load_pairs(c, atanh, with_inverse, pairs):
+    r"""Rows of what :func:`_pair` gives and, where it is needed, of :math:`1/\sqrt{1 - \rho^2}`."""
     for p in range(c.size):
-        rho, root, gap = _pair(c[p], atanh)
-        pairs[0, p], pairs[1, p], pairs[2, p], pairs[3, p] = rho, root, gap, 1 / root
+        pairs[0, p], pairs[1, p], pairs[2, p] = _pair(c[p], atanh)
+    if with_inverse:
+        for p in range(c.size):
+            pairs[3, p] = 1 / pairs[1, p]
 
 
 @_compiled
@@ -259,7 +262,7 @@ def colour(like, at, rows, counts, d, width, c_width, atanh):
         z[r, 0] = loc[i, 0] + scale[j, 0] * u[r, 0]
         for start in range(1, d, _CHUNK):
             stop = min(start + _CHUNK, d)
-            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, pairs)
+            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, False, pairs)
             state = _chain_part(noise[k, start:stop], pairs, pair_step, state, u[r, start:stop])
             spread = _part(scale, j, start, stop)
             _scale_and_shift(loc[i, start:stop], spread, step, u[r, start:stop], z[r, start:stop])
@@ -361,7 +364,7 @@ def colour_backward(like, at, rows, counts, d, width, c_width, atanh, is_constan
         next_rho = state = total_scale = total_c = 0.0
         for start in range(1 + (d - 2) // _CHUNK * _CHUNK, 0, -_CHUNK):
             stop = min(start + _CHUNK, d)
-            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, pairs)
+            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, not atanh, pairs)
             g = constant[: stop - start] if is_constant else grad[i, start:stop]
             e, spread = noise[k, start:stop], _part(scale, j, start, stop)
             _load_product(g, spread, step, h)
@@ -422,9 +425,9 @@ def log_prob(like, at, rows, counts, d, width, c_width, atanh):
             log += _log_roots(c, m, d, atanh, pairs)
         for start in range(1, d, _CHUNK):
             stop = min(start + _CHUNK, d)
-            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, pairs)
+            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, True, pairs)
             if pair_step:
-                log += _log_product(pairs, 1, stop - start)
+                log += _log_product(pairs, 1, stop - start) - _beyond(_part(c, m, start - 1, stop - 1), atanh)
             _standardise(value[n, start:stop], loc[i, start:stop], _part(scale, j, start, stop), step, u[1:])
             squares += _sum_of_squares(u, pairs, pair_step, stop - start)
             u[0] = u[stop - start]
@@ -484,7 +487,7 @@ def log_prob_backward(like, at, rows, counts, d, width, c_width, atanh, is_const
         for start in range(1, d, _CHUNK):
             stop = min(start + _CHUNK, d)
             size = stop - start
-            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, pairs)
+            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, True, pairs)
             if step:
                 _invert(scale[j, start:stop], inverse[1:])
             _multiply_deviations(value[n, start:stop], loc[i, start:stop], inverse[step:], step, u[1:])
@@ -577,13 +580,23 @@ def _log_scales(scale, j, d):
 @_compiled
 def _log_roots(c, m, d, atanh, pairs):
     if c.shape[1] == 1:
-        return (d - 1) * np.log(_pair(c[m, 0], atanh)[1])
+        return (d - 1) * (np.log(_pair(c[m, 0], atanh)[1]) - _beyond(c[m], atanh))
     log = 0.0
     for start in range(0, d - 1, _CHUNK):
         stop = min(start + _CHUNK, d - 1)
         _load_squares(c[m, start:stop], atanh, pairs[0])
-        log += 0.5 * _log_product(pairs, 0, stop - start)
+        log += 0.5 * _log_product(pairs, 0, stop - start) - _beyond(c[m, start:stop], atanh)
     return log
+
+
+@_vectorised
+def _beyond(c, atanh):
+    r"""What the logarithms of :math:`\sqrt{1 - \rho^2}` are less than at :data:`_MOST`."""
+    total = 0.0
+    if atanh:
+        for p in range(c.size):
+            total += max(abs(float64(c[p])) - _MOST, 0.0)
+    return total
 
 
 @_vectorised
@@ -591,7 +604,7 @@ def _load_squares(c, atanh, squares):
     r""":math:`1 - \rho^2`."""
     if atanh:
         for p in range(c.size):
-            square, _ = _exp(-2 * abs(float64(c[p])))
+            square, _ = _exp(-2 * min(abs(float64(c[p])), _MOST))
             squares[p] = 4 * square / ((1 + square) * (1 + square))
     else:
         for p in range(c.size):
@@ -631,8 +644,8 @@ def _log_roots_backward(grad, c, m, d, atanh, grad_c, r):
     if c.shape[1] == 1:
         grad *= d - 1
     for t in range(c.shape[1]):
-        rho, root, _ = _pair(c[m, t], atanh)
-        grad_c[r, t] = grad * rho if atanh else grad * rho / (root * root)
+        rho, _, gap = _pair(c[m, t], atanh)
+        grad_c[r, t] = grad * rho if atanh else grad * rho / (gap * (1 + abs(rho)))
 
 
 @_vectorised

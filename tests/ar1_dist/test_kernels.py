@@ -200,6 +200,23 @@ def test_products_of_extreme_scales_neither_overflow_nor_vanish(scale):
     torch.testing.assert_close(got, scales.log().sum(), rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize("pairs", [1, 299])
+@pytest.mark.parametrize("alpha", [300.0, -354.0, 400.0, -1e4])
+def test_logarithms_where_one_less_rho_squared_vanishes(alpha, pairs):
+    """Of sech: log 2 - |alpha|, to every digit, and at the mean the density has no other term."""
+    set_kernels("numba")
+    correlation = torch.full((pairs,), alpha, dtype=torch.float64, requires_grad=True)
+    one, zeros = torch.ones(1, dtype=torch.float64), torch.zeros(300, dtype=torch.float64)
+    expected = 299 * (torch.tensor(2.0, dtype=torch.float64).log() - abs(alpha))
+    got = functional.log_det(one, correlation, d=300, atanh=True)
+    torch.testing.assert_close(got, expected, rtol=1e-14, atol=0)
+    (slope,) = torch.autograd.grad(got, correlation)
+    torch.testing.assert_close(slope, torch.full_like(slope, -299 / pairs if alpha > 0 else 299 / pairs))
+    density = functional.log_prob(zeros, zeros, one, correlation, atanh=True)
+    normal = torch.distributions.Normal(zeros, one).log_prob(zeros).sum()
+    torch.testing.assert_close(density, normal - expected, rtol=1e-14, atol=0)
+
+
 def test_logarithms_of_what_has_none():
     scales = torch.tensor([[1.0, 0.0, 2.0], [1.0, torch.nan, 2.0]])
     set_kernels("numba")
