@@ -18,32 +18,26 @@ from vae_models.posteriors import POSTERIORS
 from vae_models.training import loss_per_image
 from vae_models.vae import VAE
 
+__all__ = ["HEADER", "step_rows"]
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--latent-dim", type=int, default=20)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+HEADER = ["posterior", "parameters of its head", "ms per step", "ratio to diagonal"]
+
+
+def step_rows(rounds: int, batch_size: int, latent_dim: int) -> list[list[str]]:
+    """A row for each posterior."""
     torch.manual_seed(0)
-    x = torch.rand(arguments.batch_size, 1, 28, 28)
-    vaes = {name: VAE.build((1, 28, 28), posterior=name, latent_dim=arguments.latent_dim) for name in POSTERIORS}
-    seconds = interleaved({name: training_step(vae, x) for name, vae in vaes.items()}, arguments.rounds)
-    print_table(
-        f"Training step of the mlp, batch {arguments.batch_size}, {arguments.latent_dim} latents, one thread, median "
-        f"of {arguments.rounds}",
-        ["posterior", "parameters of its head", "ms per step", "ratio to diagonal"],
+    x = torch.rand(batch_size, 1, 28, 28)
+    vaes = {name: VAE.build((1, 28, 28), posterior=name, latent_dim=latent_dim) for name in POSTERIORS}
+    seconds = interleaved({name: training_step(vae, x) for name, vae in vaes.items()}, rounds)
+    return [
         [
-            [
-                name,
-                f"{sum(parameter.numel() for parameter in vaes[name].posterior.parameters()):,}",
-                f"{1e3 * statistics.median(values):.2f}",
-                f"{ratio(values, seconds['diagonal']):.2f}",
-            ]
-            for name, values in seconds.items()
-        ],
-    )
+            name,
+            f"{sum(parameter.numel() for parameter in vaes[name].posterior.parameters()):,}",
+            f"{1e3 * statistics.median(values):.2f}",
+            f"{ratio(values, seconds['diagonal']):.2f}",
+        ]
+        for name, values in seconds.items()
+    ]
 
 
 def training_step(vae: VAE, x: Tensor) -> Callable[[], None]:
@@ -56,6 +50,18 @@ def training_step(vae: VAE, x: Tensor) -> Callable[[], None]:
         optimizer.step()
 
     return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--latent-dim", type=int, default=20)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    numbers = f"batch {arguments.batch_size}, {arguments.latent_dim} latents"
+    title = f"Training step of the mlp, {numbers}, one thread, median of {arguments.rounds}"
+    print_table(title, HEADER, step_rows(arguments.rounds, arguments.batch_size, arguments.latent_dim))
 
 
 if __name__ == "__main__":

@@ -64,3 +64,12 @@ def test_first_call():
     import first_call
 
     assert set(first_call.seconds_here(SHAPE, "torch")) == set(first_call.STEPS)
+
+
+def test_training_step_of_every_posterior():
+    import vae_step
+
+    rows = vae_step.step_rows(rounds=1, batch_size=2, latent_dim=3)
+    assert [row[0] for row in rows] == list(vae_step.POSTERIORS)
+    assert {len(row) for row in rows} == {len(vae_step.HEADER)}
+    assert rows[0][-1] == "1.00"

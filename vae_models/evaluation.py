@@ -41,7 +41,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    vae: VAE, images: Tensor, *, num_samples: int = 100, chunk_size: int = 2048
+    vae: VAE, images: Tensor, *, num_samples: int = 100, chunk_size: int = 512
 ) -> dict[str, float | int | None]:
     r"""The final figures, whatever the training objective was. With K latent vectors :math:`z_k \sim q(z \mid x)` per
     image and their importance weights :math:`w_k = p(x \mid z_k)\, p(z_k) / q(z_k \mid x)`, they are the means over

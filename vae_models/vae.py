@@ -249,7 +249,7 @@ class VAE(nn.Module):
         return self.decode(self.encode(x).mean).mean
 
     @torch.no_grad()
-    def log_likelihood(self, x: Tensor, num_samples: int, *, chunk_size: int = 4096) -> Tensor:
+    def log_likelihood(self, x: Tensor, num_samples: int, *, chunk_size: int = 512) -> Tensor:
         r"""The importance-weighted bound on the log-likelihood of each image (Burda et al., arXiv:1509.00519),
 
         .. math:: \log \frac1K \sum_{k=1}^K \frac{p(x \mid z_k)\, p(z_k)}{q(z_k \mid x)}, \qquad
