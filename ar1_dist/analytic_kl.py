@@ -42,7 +42,8 @@ def assert_analytic_kl(model: Callable, guide: Callable, *args: Any, **kwargs: A
 
     Example:
 
-        >>> import pyro
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
         >>> from ar1_dist import AR1Normal
         >>> def model():
         ...     pyro.sample("z", dist.StudentT(3.0, torch.zeros(2), 1.0).to_event(1))

@@ -129,8 +129,8 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
 
     Example:
 
-        >>> from ar1_dist import assert_analytic_kl
         >>> import pyro
+        >>> from ar1_dist import assert_analytic_kl
         >>> def model():
         ...     with pyro.plate("series", 8):
         ...         z = pyro.sample("z", AR1Normal(torch.zeros(100), 1.0, 0.9))

@@ -97,15 +97,18 @@ def sign_of(x: Tensor) -> Tensor:
 
 
 def log_cosh(x: Tensor) -> Tensor:
-    r""":math:`\log\cosh x = \log(1 + 2 \sinh^2(x/2))`, to full relative precision; with :math:`x =
-    \operatorname{artanh}\rho` it is :math:`-\tfrac12 \log(1 - \rho^2)`.
+    r""":math:`\log\cosh x = \log(1 + 2 \sinh^2(x/2))`, to full relative precision for any x: where it is
+    :math:`|x| - \log 2` to every digit, it goes on as a straight line. With :math:`x = \operatorname{artanh}\rho` it
+    is :math:`-\tfrac12 \log(1 - \rho^2)`.
 
     Example:
 
-        >>> log_cosh(torch.tensor([0.0, 1e-4, 50.0]))
-        tensor([0.0000e+00, 5.0000e-09, 4.9307e+01])
+        >>> log_cosh(torch.tensor([0.0, 1e-4, 50.0, 1e4]))
+        tensor([0.0000e+00, 5.0000e-09, 4.9307e+01, 9.9993e+03])
     """
-    return (2 * (x / 2).sinh().square()).log1p()
+    most = 20.0 if x.dtype == torch.float64 else 10.0
+    near = x.clamp(-most, most)
+    return (2 * (near / 2).sinh().square()).log1p() + (x - near).abs()
 
 
 def sum_shared(x: Tensor, n: int) -> Tensor:

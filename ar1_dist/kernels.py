@@ -71,17 +71,17 @@ def with_kernels(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(plain)
     def operation(*tensors: Tensor, **options: Any) -> Tensor:
         kernels = _kernels_for(tensors)
-        compute = getattr(kernels, name, None)
-        if compute is None:
+        compute = None if kernels is None else getattr(kernels, name, None)
+        if kernels is None or compute is None:
             return plain(*tensors, **options)
         try:
             if torch.is_grad_enabled():
-                for x in tensors:
+                for x in tensors:  # a generator would take a tenth of a small kernel's time
                     if x.requires_grad:
                         return cast(Tensor, _WithKernels.apply((plain, kernels, compute, options), *tensors))
             return compute(*tensors, **options)[0]
         except KernelError as error:
-            _give_up(cast(ModuleType, kernels).__name__, error)
+            _give_up(kernels.__name__, error)
             return plain(*tensors, **options)
 
     return operation
@@ -90,7 +90,8 @@ def with_kernels(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class _WithKernels(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, *tensors):
-        *_, compute, options = ctx.call = call
+        ctx.call = call
+        _, _, compute, options = call
         value, *kept = compute(*tensors, **options)
         ctx.save_for_backward(*tensors, *kept)
         return value
@@ -99,7 +100,8 @@ class _WithKernels(torch.autograd.Function):
     def backward(ctx, grad):
         plain, kernels, _, options = ctx.call
         needed, saved = ctx.needs_input_grad[1:], ctx.saved_tensors
-        tensors, grads = saved[: len(needed)], None
+        tensors = saved[: len(needed)]
+        grads = None
         # A derivative that is itself to be differentiated, or mapped over, is the formula's.
         if not torch.is_grad_enabled() and _kernels_for((grad,)) is kernels:
             try:
@@ -163,6 +165,7 @@ def _kernels_for(tensors: Sequence[Tensor]) -> ModuleType | None:
             or (not on_cpu and x.device != first.device)
             or x.layout is not torch.strided
             or x.is_neg()
+            or x._is_zerotensor()  # which has no memory
             # Subclasses, and what torch.autograd's own vmap makes, want torch's operations.
             or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
             or is_legacy_batchedtensor(x)

@@ -6,8 +6,9 @@ are compiled when first called, and numba keeps them on disk.
 A kernel takes an empty array of the tensors' type, the addresses of all tensors, the number of the batch's rows, the
 number of rows of each argument and d, the size of a row; then the widths of the scale and of the correlations, and
 options. An argument may have fewer rows than the batch, which repeat, and rows of width 1 where it is shared; a result
-has all rows, and a gradient the width of its argument. The correlation of a pair is given as :math:`\rho` or, with
-``atanh``, as :math:`\alpha = \operatorname{artanh} \rho`. Their formulas are those of the operations.
+has all rows, and a gradient the width of its argument. The gradient from above has all rows too or, with
+``is_constant``, is one number for all of them. The correlation of a pair is given as :math:`\rho` or, with ``atanh``,
+as :math:`\alpha = \operatorname{artanh} \rho`. Their formulas are those of the operations.
 """
 
 import math
@@ -40,7 +41,9 @@ _vectorised = _compile(forceinline=True, fastmath={"reassoc", "contract"})
 
 
 _CHUNK = 256  # pairs whose coefficients are computed together
-_MOST = 354.0  # of atanh(rho): beyond it 1 - rho^2 is no number of full precision
+# Of atanh(rho): beyond it 1 - rho^2 is no number of full precision. Its logarithm is right for any, all else as there.
+_MOST = 354.0
+_SHORT = 8  # the d up to which one loop takes less time than several that are vectorised
 
 
 @intrinsic
@@ -94,25 +97,37 @@ def _exp(x):
 
 @_vectorised
 def _pair(correlation, atanh):
-    r""":math:`\rho`, :math:`\sqrt{1 - \rho^2}` and :math:`1 - |\rho|`, none of which cancels; with :math:`h =
-    e^{-|\alpha|}` they are :math:`\pm(1 - h^2)`, :math:`2h` and :math:`2h^2`, each over :math:`1 + h^2`."""
+    r""":math:`\rho`, :math:`1 - \rho^2`, its root and :math:`1 - |\rho|`, none of which cancels: with :math:`h =
+    e^{-|\alpha|}` and :math:`c = 1/(1 + h^2)` they are :math:`\pm(1 - h^2) c`, :math:`(2hc)^2`, :math:`2hc` and
+    :math:`2h^2 c`. What isn't used of them costs nothing."""
     c = float64(correlation)
     if atanh:
         h, less_one = _exp(-min(abs(c), _MOST))
         share = 1 / (1 + h * h)
-        return math.copysign(-less_one * (h + 1) * share, c), 2 * h * share, 2 * (h * h) * share
+        root = 2 * h * share
+        return math.copysign(-less_one * (h + 1) * share, c), root * root, root, 2 * (h * h) * share
     gap = 1 - abs(c)
-    return c, math.sqrt(gap * (1 + abs(c))), gap
+    square = gap * (1 + abs(c))
+    return c, square, math.sqrt(square), gap
 
 
 @_vectorised
-def _load_pairs(c, atanh, with_inverse, pairs):
-    r"""Rows of what :func:`_pair` gives and, where it is needed, of :math:`1/\sqrt{1 - \rho^2}`."""
+def _load_colouring(c, atanh, with_inverse, pairs):
+    r"""Rows of :math:`\rho`, of :math:`\sqrt{1 - \rho^2}` and, where it is needed, of its inverse."""
     for p in range(c.size):
-        pairs[0, p], pairs[1, p], pairs[2, p] = _pair(c[p], atanh)
+        pairs[0, p], _, pairs[1, p], _ = _pair(c[p], atanh)
     if with_inverse:
         for p in range(c.size):
-            pairs[3, p] = 1 / pairs[1, p]
+            pairs[2, p] = 1 / pairs[1, p]
+
+
+@_vectorised
+def _load_whitening(c, atanh, pairs):
+    r"""Rows of :math:`\rho`, :math:`1 - |\rho|`, :math:`1 - \rho^2` and its inverse."""
+    for p in range(c.size):
+        pairs[0, p], square, _, pairs[1, p] = _pair(c[p], atanh)
+        pairs[2, p] = square if square >= 0 else np.nan
+        pairs[3, p] = 1 / square
 
 
 @_compiled
@@ -135,7 +150,7 @@ def _add_product(x, a, b):
 
 @_compiled
 def _log_product(x, i, n):
-    """The sum of the logarithms of x[i, 0], ..., x[i, n - 1], most of them taken of products."""
+    """The sum of the logarithms of x[i, 0], ..., x[i, n - 1], none of which is negative, most taken of products."""
     log, product = 0.0, 1.0
     for start in range(0, n, 8):
         stop = min(start + 8, n)
@@ -262,7 +277,7 @@ def colour(like, at, rows, counts, d, width, c_width, atanh):
         z[r, 0] = loc[i, 0] + scale[j, 0] * u[r, 0]
         for start in range(1, d, _CHUNK):
             stop = min(start + _CHUNK, d)
-            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, False, pairs)
+            _load_colouring(_part(c, m, start - 1, stop - 1), atanh, False, pairs)
             state = _chain_part(noise[k, start:stop], pairs, pair_step, state, u[r, start:stop])
             spread = _part(scale, j, start, stop)
             _scale_and_shift(loc[i, start:stop], spread, step, u[r, start:stop], z[r, start:stop])
@@ -357,14 +372,14 @@ def colour_backward(like, at, rows, counts, d, width, c_width, atanh, is_constan
     grad_c = _at(at[6], rows, c_width, like)
     grad_noise = _at(at[7], rows, d, like)
     step, pair_step = min(scale.shape[1] - 1, 1), min(c.shape[1] - 1, 1)
-    pairs, h = np.empty((4, _CHUNK)), np.empty(_CHUNK)
+    pairs, h = np.empty((3, _CHUNK)), np.empty(_CHUNK)
     constant = np.full(_CHUNK if is_constant else 0, grad[0, 0] if is_constant else 0, like.dtype)
     for r in range(rows):
         i, j, m, k = r % grad.shape[0], r % scale.shape[0], r % c.shape[0], r % noise.shape[0]
         next_rho = state = total_scale = total_c = 0.0
         for start in range(1 + (d - 2) // _CHUNK * _CHUNK, 0, -_CHUNK):
             stop = min(start + _CHUNK, d)
-            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, not atanh, pairs)
+            _load_colouring(_part(c, m, start - 1, stop - 1), atanh, not atanh, pairs)
             g = constant[: stop - start] if is_constant else grad[i, start:stop]
             e, spread = noise[k, start:stop], _part(scale, j, start, stop)
             _load_product(g, spread, step, h)
@@ -397,15 +412,15 @@ def _scale_gradient(grad, u, step, grad_scale):
 @_vectorised
 def _pair_gradient(h, previous, noise, pairs, pair_step, atanh, grad_c):
     total = 0.0
-    slopes = pairs[1 if atanh else 3]
+    factors = pairs[1 if atanh else 2]
     if pair_step:
         for p in range(noise.size):
-            grad_c[p] = slopes[p] * h[p] * (pairs[1, p] * previous[p] - pairs[0, p] * noise[p])
+            grad_c[p] = factors[p] * h[p] * (pairs[1, p] * previous[p] - pairs[0, p] * noise[p])
     else:
         rho, root = pairs[0, 0], pairs[1, 0]
         for p in range(noise.size):
             total += h[p] * (root * previous[p] - rho * noise[p])
-    return total * slopes[0]
+    return total * factors[0]
 
 
 @_compiled
@@ -425,9 +440,9 @@ def log_prob(like, at, rows, counts, d, width, c_width, atanh):
             log += _log_roots(c, m, d, atanh, pairs)
         for start in range(1, d, _CHUNK):
             stop = min(start + _CHUNK, d)
-            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, True, pairs)
+            _load_whitening(_part(c, m, start - 1, stop - 1), atanh, pairs)
             if pair_step:
-                log += _log_product(pairs, 1, stop - start) - _beyond(_part(c, m, start - 1, stop - 1), atanh)
+                log += 0.5 * _log_product(pairs, 2, stop - start) - _beyond(c[m, start - 1 : stop - 1], atanh)
             _standardise(value[n, start:stop], loc[i, start:stop], _part(scale, j, start, stop), step, u[1:])
             squares += _sum_of_squares(u, pairs, pair_step, stop - start)
             u[0] = u[stop - start]
@@ -443,16 +458,16 @@ def _standardise(value, loc, scale, step, u):
 @_vectorised
 def _sum_of_squares(u, pairs, pair_step, n):
     """Of the innovations."""
-    total, rho, gap, cosh = 0.0, pairs[0, 0], pairs[2, 0], pairs[3, 0]
+    total, rho, gap = 0.0, pairs[0, 0], pairs[1, 0]
     if pair_step:
         for p in range(n):
-            w = _innovation(u[p + 1], u[p], pairs[0, p], pairs[2, p]) * pairs[3, p]
-            total += w * w
-    else:
-        for p in range(n):
-            w = _innovation(u[p + 1], u[p], rho, gap) * cosh
-            total += w * w
-    return total
+            w = _innovation(u[p + 1], u[p], pairs[0, p], pairs[1, p])
+            total += w * w * pairs[3, p]
+        return total
+    for p in range(n):
+        w = _innovation(u[p + 1], u[p], rho, gap)
+        total += w * w
+    return total * pairs[3, 0]
 
 
 @_compiled
@@ -482,12 +497,17 @@ def log_prob_backward(like, at, rows, counts, d, width, c_width, atanh, is_const
     for r in range(rows):
         n, i, j, m = r % value.shape[0], r % loc.shape[0], r % scale.shape[0], r % c.shape[0]
         g, total_scale, total_c = float64(grad[r % grad.shape[0], 0]), 0.0, 0.0
+        if d <= _SHORT:
+            _log_prob_backward_of_short(
+                g, value[n], loc[i], scale[j], step, c[m], pair_step, atanh, grad_loc[r], grad_scale[r], grad_c[r]
+            )
+            continue
         inverse[0] = 1 / float64(scale[j, 0])
         u[0] = omega[0] = (float64(value[n, 0]) - loc[i, 0]) * inverse[0]
         for start in range(1, d, _CHUNK):
             stop = min(start + _CHUNK, d)
             size = stop - start
-            _load_pairs(_part(c, m, start - 1, stop - 1), atanh, True, pairs)
+            _load_whitening(_part(c, m, start - 1, stop - 1), atanh, pairs)
             if step:
                 _invert(scale[j, start:stop], inverse[1:])
             _multiply_deviations(value[n, start:stop], loc[i, start:stop], inverse[step:], step, u[1:])
@@ -503,6 +523,35 @@ def log_prob_backward(like, at, rows, counts, d, width, c_width, atanh, is_const
         grad_scale[r, (d - 1) * step] = by_scale if step else total_scale + by_scale
         if c.shape[1] == 1:
             grad_c[r, 0] = total_c
+
+
+@_compiled
+def _log_prob_backward_of_short(g, value, loc, scale, step, c, pair_step, atanh, grad_loc, grad_scale, grad_c):
+    d, total_scale, total_c = loc.size, 0.0, 0.0
+    inverse = 1 / float64(scale[0])
+    u = omega = (float64(value[0]) - loc[0]) * inverse
+    for t in range(1, d):
+        if pair_step or t == 1:
+            rho, square, _, gap = _pair(c[t - 1], atanh)
+            inverse_square = 1 / square
+        last_u, last_omega, last_inverse = u, omega, inverse
+        if step:
+            inverse = 1 / float64(scale[t])
+        u = (float64(value[t]) - loc[t]) * inverse
+        omega = _innovation(u, last_u, rho, gap) * inverse_square
+        by_c = g * (rho + omega * _innovation(last_u, u, rho, gap)) * (1.0 if atanh else inverse_square)
+        total_c += by_c
+        grad_c[(t - 1) * pair_step] = by_c if pair_step else total_c
+        slope = last_omega - rho * omega
+        grad_loc[t - 1] = g * slope * last_inverse
+        by_scale = g * (slope * last_u - 1) * last_inverse
+        total_scale += by_scale
+        grad_scale[(t - 1) * step] = by_scale
+    grad_loc[d - 1] = g * omega * inverse
+    by_scale = g * (omega * u - 1) * inverse
+    grad_scale[(d - 1) * step] = by_scale if step else total_scale + by_scale
+    if d == 1 and grad_c.size == 1:
+        grad_c[0] = 0.0
 
 
 @_vectorised
@@ -524,26 +573,26 @@ def _multiply_deviations(value, loc, inverse, step, u):
 
 @_vectorised
 def _load_omega(u, pairs, pair_step, omega, n):
-    rho, gap, square = pairs[0, 0], pairs[2, 0], pairs[3, 0] * pairs[3, 0]
+    rho, gap, inverse = pairs[0, 0], pairs[1, 0], pairs[3, 0]
     if pair_step:
         for p in range(n):
-            omega[p + 1] = _innovation(u[p + 1], u[p], pairs[0, p], pairs[2, p]) * (pairs[3, p] * pairs[3, p])
+            omega[p + 1] = _innovation(u[p + 1], u[p], pairs[0, p], pairs[1, p]) * pairs[3, p]
     else:
         for p in range(n):
-            omega[p + 1] = _innovation(u[p + 1], u[p], rho, gap) * square
+            omega[p + 1] = _innovation(u[p + 1], u[p], rho, gap) * inverse
 
 
 @_vectorised
 def _log_prob_by_pair(g, u, omega, pairs, pair_step, atanh, grad_c, n):
-    total, rho, gap = 0.0, pairs[0, 0], pairs[2, 0]
+    total, rho, gap = 0.0, pairs[0, 0], pairs[1, 0]
     if pair_step:
         for p in range(n):
-            by_c = pairs[0, p] + omega[p + 1] * _innovation(u[p], u[p + 1], pairs[0, p], pairs[2, p])
-            grad_c[p] = g * by_c * (1.0 if atanh else pairs[3, p] * pairs[3, p])
+            by_c = pairs[0, p] + omega[p + 1] * _innovation(u[p], u[p + 1], pairs[0, p], pairs[1, p])
+            grad_c[p] = g * by_c * (1.0 if atanh else pairs[3, p])
     else:
         for p in range(n):
             total += rho + omega[p + 1] * _innovation(u[p], u[p + 1], rho, gap)
-    return g * total * (1.0 if atanh else pairs[3, 0] * pairs[3, 0])
+    return g * total * (1.0 if atanh else pairs[3, 0])
 
 
 @_vectorised
@@ -574,24 +623,29 @@ def _log_prob_by_coordinate(g, slopes, u, inverse, step, grad_loc, grad_scale, n
 
 @_compiled
 def _log_scales(scale, j, d):
-    return _log_product(scale, j, d) if scale.shape[1] == d else d * np.log(float64(scale[j, 0]))
+    if scale.shape[1] != d:
+        return d * np.log(float64(scale[j, 0]))
+    negative = 0  # two of them would have a positive product
+    for t in range(d):
+        negative += scale[j, t] < 0
+    return _log_product(scale, j, d) if negative == 0 else np.nan
 
 
 @_compiled
 def _log_roots(c, m, d, atanh, pairs):
     if c.shape[1] == 1:
-        return (d - 1) * (np.log(_pair(c[m, 0], atanh)[1]) - _beyond(c[m], atanh))
+        return (d - 1) * (np.log(_pair(c[m, 0], atanh)[2]) - _beyond(c[m], atanh))
     log = 0.0
     for start in range(0, d - 1, _CHUNK):
         stop = min(start + _CHUNK, d - 1)
-        _load_squares(c[m, start:stop], atanh, pairs[0])
-        log += 0.5 * _log_product(pairs, 0, stop - start) - _beyond(c[m, start:stop], atanh)
+        beyond = _load_squares(c[m, start:stop], atanh, pairs[0])
+        log += 0.5 * _log_product(pairs, 0, stop - start) - beyond
     return log
 
 
 @_vectorised
 def _beyond(c, atanh):
-    r"""What the logarithms of :math:`\sqrt{1 - \rho^2}` are less than at :data:`_MOST`."""
+    r"""By how much the logarithms of :math:`\sqrt{1 - \rho^2}` are below those at :data:`_MOST`."""
     total = 0.0
     if atanh:
         for p in range(c.size):
@@ -601,14 +655,19 @@ def _beyond(c, atanh):
 
 @_vectorised
 def _load_squares(c, atanh, squares):
-    r""":math:`1 - \rho^2`."""
+    r""":math:`1 - \rho^2`, at most those at :data:`_MOST`; returns what :func:`_beyond` does."""
+    beyond = 0.0
     if atanh:
         for p in range(c.size):
-            square, _ = _exp(-2 * min(abs(float64(c[p])), _MOST))
+            x = abs(float64(c[p]))
+            square, _ = _exp(-2 * min(x, _MOST))
             squares[p] = 4 * square / ((1 + square) * (1 + square))
+            beyond += max(x - _MOST, 0.0)
     else:
         for p in range(c.size):
-            squares[p] = (1 - float64(c[p])) * (1 + float64(c[p]))
+            square = (1 - float64(c[p])) * (1 + float64(c[p]))
+            squares[p] = square if square >= 0 else np.nan
+    return beyond
 
 
 @_compiled
@@ -644,8 +703,8 @@ def _log_roots_backward(grad, c, m, d, atanh, grad_c, r):
     if c.shape[1] == 1:
         grad *= d - 1
     for t in range(c.shape[1]):
-        rho, _, gap = _pair(c[m, t], atanh)
-        grad_c[r, t] = grad * rho if atanh else grad * rho / (gap * (1 + abs(rho)))
+        rho, square, _, _ = _pair(c[m, t], atanh)
+        grad_c[r, t] = grad * rho if atanh else grad * rho / square
 
 
 @_vectorised
@@ -666,7 +725,7 @@ def kl_to_normal(like, at, rows, counts, d, width, c_width, atanh):
             log -= d * np.log(float64(tau[0]))
         else:
             excess = _excess(loc[i], p_loc[k], spread, step, tau)
-            log -= _log_product(p_scale, q, d)
+            log -= _log_scales(p_scale, q, d)
         result[r, 0] = 0.5 * excess - log
 
 
@@ -683,10 +742,9 @@ def _excess(loc, p_loc, scale, step, p_scale):
     r""":math:`\sum_t \big((\mathrm{loc}_t - \mu_t)^2 + \mathrm{scale}_t^2\big)/\tau_t^2 - 1`."""
     total = 0.0
     for t in range(loc.size):
-        inverse = 1 / float64(p_scale[t])
-        delta = (float64(loc[t]) - p_loc[t]) * inverse
-        ratio = scale[t * step] * inverse
-        total += delta * delta + (ratio - 1) * (ratio + 1)
+        tau, sigma = float64(p_scale[t]), float64(scale[t * step])
+        inverse, delta = 1 / tau, float64(loc[t]) - p_loc[t]
+        total += (delta * inverse) * (delta * inverse) + ((sigma - tau) * inverse) * ((sigma + tau) * inverse)
     return total
 
 
@@ -730,30 +788,30 @@ def kl_to_normal_backward(like, at, rows, counts, d, width, c_width, atanh, is_c
             grad_scale[r, 0] = total
         if needs_p_scale:
             for t in range(d):
-                inverse = 1 / float64(tau[t])
-                delta, ratio = (float64(loc[i, t]) - p_loc[k, t]) * inverse, spread[t * step] * inverse
-                grad_p_scale[r, t] = -g * ((ratio - 1) * (ratio + 1) + delta * delta) * inverse
+                inverse, sigma = 1 / float64(tau[t]), float64(spread[t * step])
+                delta = (float64(loc[i, t]) - p_loc[k, t]) * inverse
+                excess = ((sigma - tau[t]) * inverse) * ((sigma + tau[t]) * inverse)
+                grad_p_scale[r, t] = -g * (excess + delta * delta) * inverse
         _log_roots_backward(g, c, r % c.shape[0], d, atanh, grad_c, r)
 
 
 @_vectorised
 def _excess_backward(g, loc, p_loc, scale, step, p_scale, grad_loc, grad_scale):
-    """Of half the excess and of the scales' logarithms. Each gradient has a loop of its own, since the compiler
-    vectorises no loop over too many arrays."""
+    """The gradients of half the excess less the scales' logarithms; returns that of a scale that is shared. Each has a
+    loop of its own, since the compiler vectorises no loop over too many arrays."""
     total = 0.0
     for t in range(loc.size):
         inverse = 1 / float64(p_scale[t])
         grad_loc[t] = g * (float64(loc[t]) - p_loc[t]) * inverse * inverse
     if step:
         for t in range(loc.size):
-            sigma = float64(scale[t])
-            ratio = sigma / p_scale[t]
-            grad_scale[t] = g * (ratio - 1) * (ratio + 1) / sigma
+            sigma, tau = float64(scale[t]), float64(p_scale[t])
+            grad_scale[t] = g * ((sigma - tau) / tau) * ((sigma + tau) / tau) / sigma
     else:
         sigma = float64(scale[0])
         for t in range(loc.size):
-            ratio = sigma / p_scale[t]
-            total += (ratio - 1) * (ratio + 1)
+            inverse = 1 / float64(p_scale[t])
+            total += ((sigma - p_scale[t]) * inverse) * ((sigma + p_scale[t]) * inverse)
     return g * total / scale[0]
 
 
@@ -767,5 +825,5 @@ def _excess_over_constant_backward(g, loc, p_loc, scale, step, tau, grad_loc, gr
         for t in range(loc.size):
             sigma = float64(scale[t])
             grad_scale[t] = factor * (sigma - tau) * (sigma + tau) / sigma
-    ratio = scale[0] * inverse
-    return g * loc.size * (ratio - 1) * (ratio + 1) / scale[0]
+    sigma = float64(scale[0])
+    return loc.size * factor * (sigma - tau) * (sigma + tau) / sigma

@@ -78,7 +78,8 @@ def colour_backward(
 ) -> tuple[Tensor, ...]:
     rows = _Rows(u, scale, correlation, noise)
     given, is_constant = _as_rows(grad)
-    grads = (rows.empty_like(scale), rows.empty_like(correlation), rows.empty_like(u) if needed[3] else given)
+    grad_noise = rows.empty_like(u) if needed[3] else given  # which is not written to then
+    grads = rows.empty_like(scale), rows.empty_like(correlation), grad_noise
     options = u.size(-1), scale.size(-1), correlation.size(-1), atanh, is_constant, needed[3]
     rows.run(numba_kernels.colour_backward, (given, *grads), *options)
     return grad, *grads
@@ -161,11 +162,11 @@ def kl_to_normal_backward(
 ) -> tuple[Tensor, ...]:
     rows = _Rows(loc, scale, correlation, p_loc, p_scale)
     grads = tuple(map(rows.empty_like, (loc, scale, correlation)))
-    grad_p_scale = rows.empty_like(loc) if needed[4] else grad
     given, is_constant = _as_rows(grad)
+    grad_p_scale = rows.empty_like(loc) if needed[4] else given  # which is not written to then
     options = loc.size(-1), scale.size(-1), correlation.size(-1), atanh, is_constant, needed[4]
     rows.run(numba_kernels.kl_to_normal_backward, (given, *grads, grad_p_scale), *options)
-    return *grads, -grads[0] if needed[3] else grads[0], grad_p_scale
+    return *grads, (-grads[0] if needed[3] else grads[0]), grad_p_scale
 
 
 class _Rows:
@@ -206,14 +207,18 @@ class _Rows:
     def run(self, kernel: Callable[..., None], others: tuple[Tensor, ...], *options: float) -> None:
         """Call a kernel with the addresses of all tensors, since making arrays takes longer than a small kernel."""
         addresses = tuple([x.data_ptr() for x in self._tensors + others])
+        arguments = _LIKE[self._tensors[0].dtype], addresses, self._size, self._counts, *options
         try:
-            kernel(_LIKE[self._tensors[0].dtype], addresses, self._size, self._counts, *options)
-        except Exception as error:  # in compiling it, or in keeping it on disk: it raises nothing itself
-            raise KernelError(f"numba can't compile {kernel.__name__}: {error}") from error
+            kernel(*arguments)
+        except Exception:  # in compiling it, or in keeping it on disk: it raises nothing itself
+            try:
+                kernel(*arguments)  # in case another process, which compiled it too, was in the way
+            except Exception as error:
+                raise KernelError(f"numba can't compile {kernel.__name__}: {error}") from error
 
 
 def _as_rows(grad: Tensor) -> tuple[Tensor, bool]:
-    """A gradient as contiguous rows; or, as that of a sum is, as one number for all, which is not to be copied out."""
+    """A gradient as contiguous rows; or, where it is one expanded number, as that of a sum is, without copying it."""
     if grad.is_contiguous():
         return grad, False
     is_constant = not any(grad.stride())

@@ -1,7 +1,7 @@
 """The tables and the figure of docs/performance.md, from what ``pytest benchmarks --benchmark-json FILE`` has written.
 
-The memory of a guide's step and the cost of the first call are measured here, each in processes of its own, and so is
-the training step of a VAE.
+The rest is measured here: the memory of a guide's step and the cost of the first call, each in processes of its own,
+and the training step of a VAE.
 
     python benchmarks/performance.py FILE [--table docs/performance_table.md] [--figure docs/figures/performance.png]
 """
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/performance.png"))
     parser.add_argument("--d", type=int, default=10_000_000, help="of the step whose memory is measured")
     parser.add_argument("--kernels", default="numba", help="whose first call is measured")
-    parser.add_argument("--rounds", type=int, default=300, help="of the VAE's training step")
+    parser.add_argument("--steps", type=int, default=300, help="of each VAE's training, of which the median is taken")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     report = json.loads(arguments.file.read_text())
@@ -61,7 +61,7 @@ def main() -> None:
     parts += [f"## first call, {name_of(FIRST_CALL)}"]
     parts += [markdown(first_call.HEADER, first_call.first_call_rows(FIRST_CALL, arguments.kernels))]
     parts += [f"## training step of a VAE, batch {VAE_BATCH}, {VAE_LATENTS} latents"]
-    parts += [markdown(vae_step.HEADER, vae_step.step_rows(arguments.rounds, VAE_BATCH, VAE_LATENTS))]
+    parts += [markdown(vae_step.HEADER, vae_step.step_rows(arguments.steps, VAE_BATCH, VAE_LATENTS))]
     arguments.table.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     results.draw(arguments.figure)
 
