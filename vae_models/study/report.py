@@ -35,7 +35,8 @@ def write_report(folder: Path) -> None:
         results.mkdir(exist_ok=True)
     except OSError as error:
         raise FileError(f"cannot make the folder {results}: {error.strerror}") from error
-    write_whole(results / "status.md", (_NOTE + tables.status_table(rows) + "\n").encode())
+    for name, text in (("status", tables.status_table(rows)), ("summary", tables.summary_tables(rows))):
+        write_whole(results / f"{name}.md", (_NOTE + text + "\n").encode())
     for part in PARTS.values():
         page = _NOTE + tables.part_table(part, rows) + "\n"
         found = tables.settings(part, rows)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vae_models.study.plan import PARTS, Part, Variant, plan
 
-__all__ = ["Estimate", "Setting", "difference", "estimate", "part_table", "settings", "status_table"]
+__all__ = ["Estimate", "Setting", "difference", "estimate", "part_table", "settings", "status_table", "summary_tables"]
 
 Row = Mapping[str, Any]
 
@@ -110,6 +110,28 @@ def part_table(part: Part, rows: Sequence[Row]) -> str:
         lines = [[cell(name, same, baseline) for _, cell in columns] for name, same in variants.items()]
         tables.append(f"**{setting}**\n\n{_markdown([header for header, _ in columns], lines)}")
     return "\n\n".join(tables) if tables else "Not run."
+
+
+def summary_tables(rows: Sequence[Row]) -> str:
+    """What every posterior has less than the diagonal one, a line for each setting of the parts that compare them: in
+    the negative ELBO, in the NLL and in the gap between them. The diagonal one's own come first."""
+    comparisons = [part for part in PARTS.values() if not any(variant.change for variant in part.variants)]
+    names = list(dict.fromkeys(name for part in comparisons for name in _display(part)))
+    found = {(part.name, str(key)): each for part in comparisons for key, each in settings(part, rows).items()}
+    if not found:
+        return "Not run."
+    tables = []
+    for title, metric in (("negative ELBO", "negative_elbo"), ("NLL", "nll"), ("gap", "gap")):
+        mean, change = _mean(metric), _change(lambda row, metric=metric: row[metric])  # type: ignore[misc]
+        lines = []
+        for (part_name, setting), variants in found.items():
+            baseline, counts = variants.get(BASELINE, []), sorted(map(len, variants.values()))
+            seeds = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+            others = [change(name, variants.get(name, []), baseline) for name in names if name != BASELINE]
+            lines.append([part_name, setting, seeds, mean(BASELINE, baseline, baseline), *others])
+        header = [title, "setting", "seeds", *(_TITLES.get(name, name) for name in names)]
+        tables.append(_markdown(header, lines, texts=2))
+    return "\n\n".join(tables)
 
 
 def status_table(rows: Sequence[Row]) -> str:

@@ -56,6 +56,22 @@ def test_comparison():
     assert all(len(line) == len(header) for line in (diagonal, ar1, low_rank))
 
 
+def test_summary():
+    rows = [row(seed=s, negative_elbo=100.0 + s) for s in (0, 1)]
+    rows += [row(posterior="ar1", seed=s, negative_elbo=101.0 + s, nll=1.5) for s in (0, 1)]
+    rows += [row(posterior="full", seed=1, negative_elbo=100.0), row("ablation", "ar1", "rho-zero")]
+    rows += [row("cnn", preset="cnn", dataset="fashion-mnist", negative_elbo=200.0)]
+    elbo, nll, gap = (cells(text) for text in tables.summary_tables(rows).split("\n\n"))
+    assert elbo[0] == ["negative ELBO", "setting", "seeds", "diagonal", "ar1", "markov", *elbo[0][6:]]
+    setting = "mnist, grey values, 20 latents, 15 epochs"
+    changes = ["+1.00 ± 0.00", "–", "–", "–", "−1.00"]
+    assert elbo[2] == ["vanilla", setting, "1 to 2", "100.50 ± 0.50", *changes]
+    assert elbo[3] == ["cnn", setting.replace("mnist", "fashion-mnist"), "1", "200.00", *["–"] * 5]
+    assert (nll[0][0], nll[2][3:5]) == ("NLL", ["1.00 ± 0.00", "+0.50 ± 0.00"])
+    assert (gap[0][0], gap[2][4]) == ("gap", "+0.00 ± 0.00")
+    assert tables.summary_tables([row("ablation", "ar1", "rho-zero")]) == "Not run."
+
+
 def test_published_beside_what_it_changes():
     rows = [row(negative_elbo=100.0), row(posterior="ar1", negative_elbo=101.0), row(posterior="full")]
     rows += [row("published", "ar1", "walk", negative_elbo=120.0, printed_loss=90.0)]
