@@ -63,7 +63,8 @@ def differences(part: Part, rows: Sequence[Row]) -> Figure:
         axes.invert_yaxis()
         axes.set_xlabel("nats less diagonal's (negative: better)")
         axes.grid(alpha=0.3, axis="x")
-        axes.legend(fontsize="small")
+    # The same for all panels, and points lie wherever a legend could.
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 
