@@ -527,6 +527,7 @@ def log_prob_backward(like, at, rows, counts, d, width, c_width, atanh, is_const
 
 @_compiled
 def _log_prob_backward_of_short(g, value, loc, scale, step, c, pair_step, atanh, grad_loc, grad_scale, grad_c):
+    """The same for a row of few coordinates, in one loop."""
     d, total_scale, total_c = loc.size, 0.0, 0.0
     inverse = 1 / float64(scale[0])
     u = omega = (float64(value[0]) - loc[0]) * inverse
@@ -573,6 +574,7 @@ def _multiply_deviations(value, loc, inverse, step, u):
 
 @_vectorised
 def _load_omega(u, pairs, pair_step, omega, n):
+    r""":math:`\omega_t` of :func:`log_prob_backward`."""
     rho, gap, inverse = pairs[0, 0], pairs[1, 0], pairs[3, 0]
     if pair_step:
         for p in range(n):
@@ -584,6 +586,7 @@ def _load_omega(u, pairs, pair_step, omega, n):
 
 @_vectorised
 def _log_prob_by_pair(g, u, omega, pairs, pair_step, atanh, grad_c, n):
+    """The gradients of the pairs; returns that of a correlation that is shared."""
     total, rho, gap = 0.0, pairs[0, 0], pairs[1, 0]
     if pair_step:
         for p in range(n):
@@ -597,6 +600,7 @@ def _log_prob_by_pair(g, u, omega, pairs, pair_step, atanh, grad_c, n):
 
 @_vectorised
 def _load_slopes(omega, pairs, pair_step, slopes, n):
+    r""":math:`\omega_{t-1} - \rho_t \omega_t`, by which half the sum of squares grows with :math:`u_{t-1}`."""
     rho = pairs[0, 0]
     if pair_step:
         for p in range(n):
@@ -608,6 +612,7 @@ def _load_slopes(omega, pairs, pair_step, slopes, n):
 
 @_vectorised
 def _log_prob_by_coordinate(g, slopes, u, inverse, step, grad_loc, grad_scale, n):
+    """The gradients of loc and of the scales; returns that of a scale that is shared."""
     total, factor = 0.0, inverse[0]
     if step:
         for p in range(n):
@@ -655,7 +660,7 @@ def _beyond(c, atanh):
 
 @_vectorised
 def _load_squares(c, atanh, squares):
-    r""":math:`1 - \rho^2`, at most those at :data:`_MOST`; returns what :func:`_beyond` does."""
+    r""":math:`1 - \rho^2`, none below that at :data:`_MOST`; returns what :func:`_beyond` does."""
     beyond = 0.0
     if atanh:
         for p in range(c.size):
