@@ -96,7 +96,7 @@ def execute(
 
 def _evaluate(run: StudyRun, vae: VAE, config: Config, trained: runs.Run) -> dict[str, Any]:
     """The figures on the test images, with the same noise for every posterior."""
-    images = (trained.images or runs.load_images(config)).test
+    images = (trained.images or runs.load_images(config)).test[:: run.test_stride]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         figures: dict[str, Any] = evaluation.evaluate(vae, images, num_samples=config.importance_samples)

@@ -49,6 +49,16 @@ def test_row(tmp_path):
     assert files == {".lock", "config.json", "metrics.csv", "metrics.json", "model.safetensors"}
 
 
+def test_convolutional_networks_take_every_fifth_test_image(tmp_path):
+    run = run_of(preset="cnn", epochs=1)
+    row = execute(run, tmp_path)
+    vae = VAE.from_pretrained(tmp_path / "runs" / run.name)
+    torch.manual_seed(1)
+    expected = evaluation.evaluate(vae, load("digits", seed=1).test[::5], num_samples=5)
+    assert row["num_images"] == 72
+    assert row["nll"] == expected["nll"]
+
+
 def test_finished_is_not_run_again(tmp_path, monkeypatch):
     execute(run_of(), tmp_path)
     monkeypatch.setattr("vae_models.runs.train", lambda *_, **__: pytest.fail("trained"))
