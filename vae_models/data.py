@@ -34,12 +34,14 @@ class DataError(FileError):
 
 
 class Images(NamedTuple):
-    """The images of a data set, float32 of shape ``(N, C, H, W)``: those to train on, those to choose by, and those of
-    the final figures, by which nothing is chosen."""
+    """The images of a data set, float32 of shape ``(N, C, H, W)``."""
 
     train: Tensor
+    """Those to train on."""
     validation: Tensor
+    """Those to choose by."""
     test: Tensor
+    """Those of the final figures, by which nothing is chosen."""
 
 
 def load(

@@ -20,6 +20,7 @@ class Network(NamedTuple):
     decoder: nn.Module
     """From latent vectors ``(N, latent_dim)`` to the likelihood's parameter ``(N, C, H, W)``."""
     num_features: int
+    """The size of the features."""
 
 
 def mlp(image_shape: ImageShape, latent_dim: int, *, hidden: int = 400) -> Network:

@@ -34,6 +34,10 @@ class Diagonal(nn.Module):
 
         >>> Diagonal(num_features=8, latent_dim=3)(torch.randn(2, 8))
         Independent(Normal(loc: torch.Size([2, 3]), scale: torch.Size([2, 3])), 1)
+
+    Args:
+        num_features (int): size of the features.
+        latent_dim (int): d.
     """
 
     def __init__(self, num_features: int, latent_dim: int) -> None:
@@ -49,12 +53,17 @@ class Diagonal(nn.Module):
 class AR1(nn.Module):
     r"""One scale and one correlation per image: the ρ-VAE of Ferdowsi et al. (arXiv:1909.06236), covariance
     :math:`s\,\mathrm{Toeplitz}(1, \rho, \rho^2, \dots)`. Its covariance takes two linear units where the diagonal one
-    takes d. With ``per_pair`` there is a correlation for every pair of neighbours.
+    takes d.
 
     Example:
 
         >>> AR1(num_features=8, latent_dim=3)(torch.randn(2, 8))
         AR1Normal(loc: torch.Size([2, 3]), scale: torch.Size([2, 1]), atanh_rho: torch.Size([2, 1]))
+
+    Args:
+        num_features (int): size of the features.
+        latent_dim (int): d.
+        per_pair (bool): whether there is a correlation for every pair of neighbours.
     """
 
     def __init__(self, num_features: int, latent_dim: int, per_pair: bool = False) -> None:
@@ -70,13 +79,17 @@ class AR1(nn.Module):
 
 
 class Markov(nn.Module):
-    """A scale per coordinate and a correlation per pair of neighbours: any Gauss–Markov chain. With ``shared_rho``
-    there is one correlation for all pairs.
+    """A scale per coordinate and a correlation per pair of neighbours: any Gauss–Markov chain.
 
     Example:
 
         >>> Markov(num_features=8, latent_dim=3)(torch.randn(2, 8))
         AR1Normal(loc: torch.Size([2, 3]), scale: torch.Size([2, 3]), atanh_rho: torch.Size([2, 2]))
+
+    Args:
+        num_features (int): size of the features.
+        latent_dim (int): d.
+        shared_rho (bool): whether there is one correlation for all pairs.
     """
 
     def __init__(self, num_features: int, latent_dim: int, shared_rho: bool = False) -> None:
@@ -99,6 +112,14 @@ class LowRank(nn.Module):
 
         >>> LowRank(num_features=8, latent_dim=3, rank=2)(torch.randn(2, 8)).cov_factor.shape
         torch.Size([2, 3, 2])
+
+    Args:
+        num_features (int): size of the features.
+        latent_dim (int): d.
+        rank (int): number of factors.
+
+    Raises:
+        ValueError: if ``rank`` is less than 1.
     """
 
     def __init__(self, num_features: int, latent_dim: int, rank: int = 1) -> None:
@@ -126,6 +147,10 @@ class Full(nn.Module):
         tensor([[1., 0., 0.],
                 [0., 1., 0.],
                 [0., 0., 1.]], grad_fn=<SelectBackward0>)
+
+    Args:
+        num_features (int): size of the features.
+        latent_dim (int): d.
     """
 
     below: Tensor

@@ -105,6 +105,12 @@ class VAE(nn.Module):
     ) -> "VAE":
         """A VAE out of named parts, which can be saved by :meth:`save_pretrained`.
 
+        Example:
+
+            >>> vae = VAE.build((1, 28, 28), network="cnn", posterior="low_rank", posterior_options={"rank": 2})
+            >>> vae.encode(torch.rand(3, 1, 28, 28)).cov_factor.shape
+            torch.Size([3, 20, 2])
+
         Args:
             image_shape (tuple of int): ``(C, H, W)``.
             latent_dim (int): size of the latent vector.
@@ -151,6 +157,20 @@ class VAE(nn.Module):
         """Write ``config.json``, whose entry ``"vae"`` says how to build the VAE and whose others are kept, and
         ``model.safetensors`` to a folder, which is made if it is not there.
 
+        Example:
+
+            >>> import tempfile
+            >>> vae = VAE.build((1, 8, 8), posterior="markov").eval()
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     vae.save_pretrained(folder)
+            ...     again = VAE.from_pretrained(folder)
+            >>> x = torch.rand(3, 1, 8, 8)
+            >>> torch.equal(again.reconstruct(x), vae.reconstruct(x))
+            True
+
+        Args:
+            folder (Path or str): which.
+
         Raises:
             FileError: if they can't be written.
             ValueError: if the VAE was not made by :meth:`build`.
@@ -172,6 +192,9 @@ class VAE(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "VAE":
         """The VAE that :meth:`save_pretrained` wrote to a folder, in evaluation mode. Nothing in it is executed.
+
+        Args:
+            folder (Path or str): which.
 
         Raises:
             FileError: if a file is missing, damaged or belongs to another VAE; the message names it.
@@ -256,6 +279,11 @@ class VAE(nn.Module):
             z_k \sim q(z \mid x),
 
         a lower bound in expectation, which rises to :math:`\log p(x)` with K.
+
+        Example:
+
+            >>> VAE.build((1, 8, 8)).log_likelihood(torch.rand(3, 1, 8, 8), num_samples=100).shape
+            torch.Size([3])
 
         Args:
             x (Tensor): images, of shape ``(N, C, H, W)``.
