@@ -1,7 +1,8 @@
 r"""The kernels of :mod:`ar1_dist.numba_operations`, compiled by numba: an operation's value and its gradient.
 
 Each goes once over memory, row by row, with its arithmetic in float64, on one thread and without Python's lock. They
-are compiled when first called, and numba keeps them on disk.
+are compiled when first called, and numba keeps them on disk. They are in one file because numba, to see whether what it
+keeps is out of date, looks at the file of the kernel and not at those of the functions that it calls.
 
 A kernel takes an empty array of the tensors' type, the addresses of all tensors, the number of the batch's rows, the
 number of rows of each argument and d, the size of a row; then the widths of the scale and of the correlations, and
