@@ -1,10 +1,15 @@
-"""Programs with one site, and their losses."""
+"""Programs with one site, and estimators of their losses."""
 
 import pyro
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
 ROWS = 4
+PARTICLES = {
+    "one particle": {},
+    "particles": {"num_particles": 3},
+    "vectorized particles": {"num_particles": 3, "vectorize_particles": True},
+}
 
 
 def sample(fn, plate=True, scale=1.0, mask=True):
@@ -19,6 +24,12 @@ def sample(fn, plate=True, scale=1.0, mask=True):
                 pyro.sample("z", fn)
 
     return program
+
+
+def estimator_of(elbo, **options) -> pyro.infer.ELBO:
+    if elbo is not RenyiELBO:
+        options |= {"ignore_jit_warnings": True, "strict_enumeration_warning": False}
+    return elbo(max_plate_nesting=1, **options)
 
 
 def losses_of(model, guide, elbo=TraceMeanField_ELBO, **options) -> list[float]:
