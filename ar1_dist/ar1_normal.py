@@ -32,9 +32,10 @@ class AR1Normal(TorchDistribution):
 
     With one scale and one rho this is :math:`s\,\mathrm{Toeplitz}(1, \rho, \rho^2, \dots)` with
     :math:`s = \mathrm{scale}^2`, eq. (4) of Ferdowsi et al., *ρ-VAE: Autoregressive parametrization of the VAE
-    encoder* (arXiv:1909.06236). Sampling, density, entropy and the registered divergences
-    (:mod:`ar1_dist.kl`) are closed forms that take time and memory linear in d: no matrix is formed or factorised
-    but in the three dense views ``covariance_matrix``, ``precision_matrix`` and ``scale_tril``.
+    encoder* (arXiv:1909.06236). Sampling, density, entropy and the divergences to and from chains and factorised
+    distributions are closed forms that take time and memory linear in d. A d×d matrix is formed in the three dense
+    views alone, ``covariance_matrix``, ``precision_matrix`` and ``scale_tril``, and in the divergence to a dense
+    normal; :mod:`ar1_dist.kl` says what each divergence takes.
 
     It is a :class:`torch.distributions.Distribution` and a Pyro distribution at once.
 

@@ -3,8 +3,8 @@ r"""Exact inference on chains, in closed form and linear in the dimension: const
 :class:`~ar1_dist.AR1Normal` has each of these as a method, which says what it takes and returns. Notation: in the
 standardised coordinates :math:`u_t = (z_t - \mathrm{loc}_t)/\mathrm{scale}_t` the chain is
 
-.. math:: u_t \mid u_{t-1} \sim \mathcal{N}(\rho_t u_{t-1},\ \sigma_t^2), \qquad \rho_t = \tanh \alpha_t, \qquad
-    \sigma_t^2 = 1 - \rho_t^2 = \operatorname{sech}^2 \alpha_t ,
+.. math:: u_t \mid u_{t-1} \sim \mathcal{N}(\rho_t u_{t-1},\ c_t^2), \qquad \rho_t = \tanh \alpha_t, \qquad
+    c_t^2 = 1 - \rho_t^2 = \operatorname{sech}^2 \alpha_t ,
 
 and the same from right to left, as every :math:`u_t` has variance 1. A chain comes out of every computation by its
 conditionals: if one coordinate has slope k and variance q given its neighbour, which has variance v,
@@ -95,7 +95,7 @@ def marginal(q: AR1Normal, index: Index) -> AR1Normal:
     r"""See :meth:`AR1Normal.marginal <ar1_dist.AR1Normal.marginal>`. Over a gap :math:`i < t \le j` of the index,
 
     .. math:: \operatorname{artanh} \prod_t \rho_t = \operatorname{arsinh}\Big(\prod_t \rho_t \Big/ \sqrt{S_j}\Big),
-        \qquad S_t = \sigma_t^2 + \rho_t^2 S_{t-1}, \quad S_i = 0,
+        \qquad S_t = c_t^2 + \rho_t^2 S_{t-1}, \quad S_i = 0,
 
     where :math:`S_j = 1 - \prod_t \rho_t^2` is a sum of positive terms. Both recurrences start anew after each
     coordinate of the index, by a coefficient of zero.
@@ -125,12 +125,12 @@ def condition(q: AR1Normal, index: Index, value: Tensor) -> AR1Normal:
     r"""See :meth:`AR1Normal.condition <ar1_dist.AR1Normal.condition>`. It is a Kalman filter without noise, and the
     smoother. Given what is observed up to t, :math:`u_t` has mean :math:`m_t` and variance :math:`P_t`, where
 
-    .. math:: m_t = \rho_t m_{t-1}, \qquad P_t = E_{t-1} = \sigma_t^2 + \rho_t^2 P_{t-1} ,
+    .. math:: m_t = \rho_t m_{t-1}, \qquad P_t = E_{t-1} = c_t^2 + \rho_t^2 P_{t-1} ,
 
     unless it is observed itself: then :math:`P_t = 0`. Given the next coordinate too,
 
-    .. math:: u_t \mid u_{t+1} \sim \mathcal{N}\Big(\frac{\rho_{t+1} P_t}{E_t}\, u_{t+1} + \frac{\sigma_{t+1}^2}{E_t}
-        \, m_t,\ \frac{\sigma_{t+1}^2}{E_t}\, P_t\Big) ,
+    .. math:: u_t \mid u_{t+1} \sim \mathcal{N}\Big(\frac{\rho_{t+1} P_t}{E_t}\, u_{t+1} + \frac{c_{t+1}^2}{E_t}
+        \, m_t,\ \frac{c_{t+1}^2}{E_t}\, P_t\Big) ,
 
     with slope and variance zero where t is observed: what lies before it and what lies after it are independent.
     """

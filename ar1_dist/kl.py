@@ -55,35 +55,35 @@ __all__: list[str] = []
 @register_kl(AR1Normal, AR1Normal)
 def _kl_ar1_ar1(q: AR1Normal, p: AR1Normal) -> Tensor:
     r"""With :math:`a_t = \sigma_t/\tau_t` the ratio of q's scale to p's, :math:`\alpha` and :math:`\beta` the
-    inverse hyperbolic tangents of p's and of q's correlations, s the sign of :math:`\alpha` and w the whitening of p,
+    inverse hyperbolic tangents of q's and of p's correlations, s the sign of :math:`\beta` and w the whitening of p,
 
     .. math::
 
         \mathbb{E}_q e_t^2 = w_t(\mathrm{loc}_q)^2
-            + \big(\cosh\alpha_t\,(a_t - a_{t-1}) + e^{-|\alpha_t|} a_{t-1}\big)^2
-            + 2 s_t \sinh(2\alpha_t)\, \operatorname{sigmoid}(-2 s_t \beta_t)\, a_t a_{t-1}
+            + \big(\cosh\beta_t\,(a_t - a_{t-1}) + e^{-|\beta_t|} a_{t-1}\big)^2
+            + 2 s_t \sinh(2\beta_t)\, \operatorname{sigmoid}(-2 s_t \alpha_t)\, a_t a_{t-1}
 
         \operatorname{KL} = \tfrac12 \sum_t \big(\mathbb{E}_q e_t^2 - 1\big) - \sum_t \log a_t
-            + \sum_{t \ge 2} \log\frac{\cosh\beta_t}{\cosh\alpha_t} ,
+            + \sum_{t \ge 2} \log\frac{\cosh\alpha_t}{\cosh\beta_t} ,
 
     every term of which is as precise as its parameters, also where the correlations are close to 1 or to -1. It is
-    computed in the next wider type: gradients are differences of neighbours that :math:`\cosh^2 \alpha_t` multiplies.
+    computed in the next wider type: gradients are differences of neighbours that :math:`\cosh^2 \beta_t` multiplies.
     """
     d = _common_event_size(q, p)
-    loc_q, scale_q, beta = map(widen, (q.loc, q.transform.scale, q.transform.atanh_rho))
-    loc_p, scale_p, alpha = map(widen, (p.loc, p.transform.scale, p.transform.atanh_rho))
+    loc_q, scale_q, alpha = map(widen, (q.loc, q.transform.scale, q.transform.atanh_rho))
+    loc_p, scale_p, beta = map(widen, (p.loc, p.transform.scale, p.transform.atanh_rho))
     ratio = scale_q / scale_p
     previous, current = (ratio, ratio) if ratio.shape[-1] == 1 else (ratio[..., :-1], ratio[..., 1:])
-    sign = sign_of(alpha)
-    deviation = alpha.cosh() * (current - previous) + (-sign * alpha).exp() * previous
+    sign = sign_of(beta)
+    deviation = beta.cosh() * (current - previous) + (-sign * beta).exp() * previous
     # sigmoid(-x) as exp(-softplus(x)), whose derivative is right to full relative precision also for x << 0.
-    overlap = 2 * sign * (2 * alpha).sinh() * (-softplus(2 * sign * beta, threshold=40)).exp() * current * previous
+    overlap = 2 * sign * (2 * beta).sinh() * (-softplus(2 * sign * alpha, threshold=40)).exp() * current * previous
     second_moment = (
-        whiten((loc_q - loc_p) / scale_p, alpha, alpha.dtype).square().sum(-1)
+        whiten((loc_q - loc_p) / scale_p, beta, beta.dtype).square().sum(-1)
         + ratio[..., 0].square()
         + sum_shared(deviation.square() + overlap, d - 1)
     )
-    kl = 0.5 * (second_moment - d) - sum_shared(ratio.log(), d) + sum_shared(_log_cosh_ratio(beta, alpha), d - 1)
+    kl = 0.5 * (second_moment - d) - sum_shared(ratio.log(), d) + sum_shared(_log_cosh_ratio(alpha, beta), d - 1)
     return kl.to(torch.promote_types(q.loc.dtype, p.loc.dtype))
 
 

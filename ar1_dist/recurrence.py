@@ -235,7 +235,8 @@ def moebius_recurrence(transmission: Tensor, saturation: Tensor, x: Tensor) -> T
     along the last dimension. It carries information: where :math:`y_{t-1}` is the precision that observations add to
     :math:`z_{t-1}`, and :math:`z_{t-1} \mid z_t` has slope k and variance c, then with :math:`a = k^2` the fraction is
     the precision that they add to :math:`z_t`. Added to the prior's precision it is the filter's
-    :math:`f_t = \lambda_t + 1/(n_t^2 + c_t^2/f_{t-1})`; kept apart from it, nothing is lost where it is small.
+    :math:`f_t = \lambda_t + 1/(n_t^2 + \phi_t^2/f_{t-1})`, of transitions with coefficient :math:`\phi_t` and noise of
+    scale :math:`n_t`; kept apart from it, nothing is lost where it is small.
 
     Two steps in a row make one step of the same form, without a subtraction and without growth: from (a, c, x) and
     then (a', c', x'), with :math:`D = 1 + c' x`,

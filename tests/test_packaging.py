@@ -41,6 +41,14 @@ def test_template_of_the_report_is_in_the_package():
     assert resources.files("vae_models").joinpath("report.html.jinja").is_file()
 
 
+def test_versions_in_the_readme_are_the_lower_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bounds = dict(dependency.split(">=") for dependency in project["dependencies"])
+    python = project["requires-python"].removeprefix(">=")
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"with Python {python}, torch {bounds['torch']} and Pyro {bounds['pyro-ppl']} or later" in text
+
+
 def test_one_version():
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert pyproject["project"]["version"] == ar1_dist.__version__

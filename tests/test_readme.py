@@ -31,10 +31,14 @@ def test_readme_has_the_commands_of_the_makefile():
     assert {"demo", "test", "docs"} <= set(commands) <= set(targets)
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("", "api", "study")
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted(path for folder in FOLDERS for path in (ROOT / "docs" / folder).glob("*.md")),
+]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     """To files, and to headings in them, as a repository's host finds them."""
     text = page.read_text(encoding="utf-8")
@@ -42,7 +46,7 @@ def test_links_lead_somewhere(page):
         if "://" in target:
             continue
         name, _, anchor = target.partition("#")
-        file = page.parent / name
+        file = page.parent / name if name else page
         assert file.is_file(), target
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)

@@ -35,7 +35,12 @@ def write_report(folder: Path) -> None:
         results.mkdir(exist_ok=True)
     except OSError as error:
         raise FileError(f"cannot make the folder {results}: {error.strerror}") from error
-    for name, text in (("status", tables.status_table(rows)), ("summary", tables.summary_tables(rows))):
+    texts = {
+        "status": tables.status_table(rows),
+        "summary": tables.summary_tables(rows),
+        "progress": tables.progress_table(rows, epochs),
+    }
+    for name, text in texts.items():
         write_whole(results / f"{name}.md", (_NOTE + text + "\n").encode())
     for part in PARTS.values():
         page = _NOTE + tables.part_table(part, rows) + "\n"

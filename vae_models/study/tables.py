@@ -1,6 +1,6 @@
 """The study's tables, in Markdown, made of its rows. Every figure is a mean over seeds ± its standard error; a single
 seed has none. Differences are of runs with the same seed, which share the images, the starting weights of what they
-have in common, and the order of the images."""
+have in common, and the order of the images; they are bold where :attr:`Estimate.differs_from_zero`."""
 
 import math
 import statistics
@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 
 from vae_models.study.plan import PARTS, Part, Variant, plan
 
-__all__ = ["Estimate", "Setting", "difference", "estimate", "part_table", "settings", "status_table", "summary_tables"]
+__all__ = [
+    "Estimate",
+    "Setting",
+    "difference",
+    "estimate",
+    "part_table",
+    "progress_table",
+    "settings",
+    "status_table",
+    "summary_tables",
+]
 
 Row = Mapping[str, Any]
 
@@ -23,6 +33,13 @@ class Estimate(NamedTuple):
     error: float | None
     """Its standard error; None for one seed."""
     seeds: int
+
+    @property
+    def differs_from_zero(self) -> bool:
+        """Whether 0 lies outside the 95 per cent confidence interval of Student's t."""
+        from scipy.special import stdtrit
+
+        return self.error is not None and abs(self.mean) > self.error * stdtrit(self.seeds - 1, 0.975)
 
     def __str__(self) -> str:
         return self.text()
@@ -115,9 +132,7 @@ def part_table(part: Part, rows: Sequence[Row]) -> str:
 def summary_tables(rows: Sequence[Row]) -> str:
     """What every posterior has less than the diagonal one, a line for each setting of the parts that compare them: in
     the negative ELBO, in the NLL and in the gap between them. The diagonal one's own come first."""
-    comparisons = [part for part in PARTS.values() if not any(variant.change for variant in part.variants)]
-    names = list(dict.fromkeys(name for part in comparisons for name in _display(part)))
-    found = {(part.name, str(key)): each for part in comparisons for key, each in settings(part, rows).items()}
+    names, found = _comparisons(rows)
     if not found:
         return "Not run."
     tables = []
@@ -125,13 +140,45 @@ def summary_tables(rows: Sequence[Row]) -> str:
         mean, change = _mean(metric), _change(lambda row, metric=metric: row[metric])  # type: ignore[misc]
         lines = []
         for (part_name, setting), variants in found.items():
-            baseline, counts = variants.get(BASELINE, []), sorted(map(len, variants.values()))
-            seeds = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+            baseline = variants.get(BASELINE, [])
             others = [change(name, variants.get(name, []), baseline) for name in names if name != BASELINE]
-            lines.append([part_name, setting, seeds, mean(BASELINE, baseline, baseline), *others])
+            first = mean(BASELINE, baseline, baseline)
+            lines.append([part_name, str(setting), _seed_counts(variants), first, *others])
         header = [title, "setting", "seeds", *(_TITLES.get(name, name) for name in names)]
         tables.append(_markdown(header, lines, texts=2))
     return "\n\n".join(tables)
+
+
+def progress_table(rows: Sequence[Row], epochs: Sequence[Row]) -> str:
+    """How the differences from the diagonal one go on: those of the validation loss after a third of the epochs, after
+    two thirds, and after all, for the settings of :func:`summary_tables`."""
+    names, found = _comparisons(rows)
+    losses = {(row["run"], row["epoch"]): row["validation_loss"] for row in epochs}
+    lines = []
+    for (part_name, setting), variants in found.items():
+        for epoch in sorted({-(-setting.epochs * third // 3) for third in (1, 2, 3)}):
+            then = {
+                name: [{**row, "loss": losses.get((row["run"], epoch))} for row in same]
+                for name, same in variants.items()
+            }
+            baseline, change = then.get(BASELINE, []), _change(lambda row: row["loss"])
+            others = [change(name, then.get(name, []), baseline) for name in names if name != BASELINE]
+            first = _mean("loss")(BASELINE, baseline, baseline)
+            lines.append([part_name, str(setting), _seed_counts(variants), str(epoch), first, *others])
+    header = ["validation loss", "setting", "seeds", "epoch", *(_TITLES.get(name, name) for name in names)]
+    return _markdown(header, lines, texts=2) if lines else "Not run."
+
+
+def _comparisons(rows: Sequence[Row]) -> tuple[list[str], dict[tuple[str, Setting], dict[str, list[Row]]]]:
+    """The names of the posteriors, and by name and setting the rows of the parts that compare them."""
+    parts = [part for part in PARTS.values() if not any(variant.change for variant in part.variants)]
+    names = list(dict.fromkeys(name for part in parts for name in _display(part)))
+    return names, {(part.name, key): each for part in parts for key, each in settings(part, rows).items()}
+
+
+def _seed_counts(variants: Mapping[str, Sequence[Row]]) -> str:
+    counts = sorted(map(len, variants.values()))
+    return str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
 
 
 def status_table(rows: Sequence[Row]) -> str:
@@ -161,7 +208,10 @@ def _mean(metric: str, places: int = 2) -> Cell:
 def _change(value: Callable[[Row], float | None], places: int = 2) -> Cell:
     def cell(name: str, rows: Sequence[Row], baseline: Sequence[Row]) -> str:
         found = None if rows is baseline else difference(rows, baseline, value)
-        return "–" if found is None else found.text(places, signed=True)
+        if found is None:
+            return "–"
+        text = found.text(places, signed=True)
+        return f"**{text}**" if found.differs_from_zero else text
 
     return cell
 

@@ -1,4 +1,5 @@
 import pytest
+import scipy.stats
 
 from vae_models.study import tables
 from vae_models.study.plan import PARTS, plan
@@ -24,6 +25,16 @@ def test_estimate():
     assert error == pytest.approx((10 / 3) ** 0.5 / 2)
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_differs_from_zero(seeds):
+    """As SciPy's t test says, of values on both sides of its level."""
+    for shift in (0.1, 1.0, 2.0, 5.0, 50.0):
+        values = [shift + i for i in range(seeds)]
+        expected = scipy.stats.ttest_1samp(values, 0.0).pvalue < 0.05
+        assert tables.estimate(values).differs_from_zero == expected
+    assert not tables.estimate([100.0]).differs_from_zero
+
+
 def test_difference_is_of_the_same_seeds():
     """The seeds differ by far more than the posteriors, and the second has one seed more."""
     rows = [row(seed=seed, nll=100.0 * seed + 1 + 0.1 * seed) for seed in (0, 1, 2)]
@@ -46,7 +57,7 @@ def test_comparison():
     nll = header.index("NLL")
     assert diagonal[:2] == ["diagonal", "2"]
     assert diagonal[nll : nll + 2] == ["100.50 ± 0.50", "–"]
-    assert ar1[nll : nll + 2] == ["100.00 ± 0.50", "−0.50 ± 0.00"]
+    assert ar1[nll : nll + 2] == ["100.00 ± 0.50", "**−0.50 ± 0.00**"]
     assert low_rank[:2] == ["low_rank, rank 2", "1"]
     assert low_rank[nll : nll + 2] == ["98.00", "−2.00"]
     rho = header.index("mean abs. ρ")
@@ -64,12 +75,29 @@ def test_summary():
     elbo, nll, gap = (cells(text) for text in tables.summary_tables(rows).split("\n\n"))
     assert elbo[0] == ["negative ELBO", "setting", "seeds", "diagonal", "ar1", "markov", *elbo[0][6:]]
     setting = "mnist, grey values, 20 latents, 15 epochs"
-    changes = ["+1.00 ± 0.00", "–", "–", "–", "−1.00"]
+    changes = ["**+1.00 ± 0.00**", "–", "–", "–", "−1.00"]
     assert elbo[2] == ["vanilla", setting, "1 to 2", "100.50 ± 0.50", *changes]
     assert elbo[3] == ["cnn", setting.replace("mnist", "fashion-mnist"), "1", "200.00", *["–"] * 5]
-    assert (nll[0][0], nll[2][3:5]) == ("NLL", ["1.00 ± 0.00", "+0.50 ± 0.00"])
+    assert (nll[0][0], nll[2][3:5]) == ("NLL", ["1.00 ± 0.00", "**+0.50 ± 0.00**"])
     assert (gap[0][0], gap[2][4]) == ("gap", "+0.00 ± 0.00")
     assert tables.summary_tables([row("ablation", "ar1", "rho-zero")]) == "Not run."
+
+
+def test_progress():
+    rows = [row(seed=s) for s in (0, 1)] + [row(posterior="ar1", seed=s) for s in (0, 1)]
+    slope = {"diagonal": 1.0, "ar1": 2.0}
+    epochs = [
+        {"run": each["run"], "epoch": epoch, "validation_loss": 100.0 + each["seed"] - slope[each["posterior"]] * epoch}
+        for each in rows
+        for epoch in range(1, 16)
+    ]
+    header, _, *lines = cells(tables.progress_table(rows, epochs))
+    assert header[:6] == ["validation loss", "setting", "seeds", "epoch", "diagonal", "ar1"]
+    assert [line[3] for line in lines] == ["5", "10", "15"]
+    assert [line[4] for line in lines] == ["95.50 ± 0.50", "90.50 ± 0.50", "85.50 ± 0.50"]
+    assert [line[5] for line in lines] == [f"**−{n}.00 ± 0.00**" for n in (5, 10, 15)]
+    assert {line[6] for line in lines} == {"–"}
+    assert tables.progress_table([], []) == "Not run."
 
 
 def test_published_beside_what_it_changes():
