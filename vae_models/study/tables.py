@@ -137,13 +137,10 @@ def summary_tables(rows: Sequence[Row]) -> str:
         return "Not run."
     tables = []
     for title, metric in (("negative ELBO", "negative_elbo"), ("NLL", "nll"), ("gap", "gap")):
-        mean, change = _mean(metric), _change(lambda row, metric=metric: row[metric])  # type: ignore[misc]
-        lines = []
-        for (part_name, setting), variants in found.items():
-            baseline = variants.get(BASELINE, [])
-            others = [change(name, variants.get(name, []), baseline) for name in names if name != BASELINE]
-            first = mean(BASELINE, baseline, baseline)
-            lines.append([part_name, str(setting), _seed_counts(variants), first, *others])
+        lines = [
+            [part_name, str(setting), _seed_counts(variants), *_beside_baseline(names, variants, metric)]
+            for (part_name, setting), variants in found.items()
+        ]
         header = [title, "setting", "seeds", *(_TITLES.get(name, name) for name in names)]
         tables.append(_markdown(header, lines, texts=2))
     return "\n\n".join(tables)
@@ -161,10 +158,8 @@ def progress_table(rows: Sequence[Row], epochs: Sequence[Row]) -> str:
                 name: [{**row, "loss": losses.get((row["run"], epoch))} for row in same]
                 for name, same in variants.items()
             }
-            baseline, change = then.get(BASELINE, []), _change(lambda row: row["loss"])
-            others = [change(name, then.get(name, []), baseline) for name in names if name != BASELINE]
-            first = _mean("loss")(BASELINE, baseline, baseline)
-            lines.append([part_name, str(setting), _seed_counts(variants), str(epoch), first, *others])
+            counts = _seed_counts(variants)
+            lines.append([part_name, str(setting), counts, str(epoch), *_beside_baseline(names, then, "loss")])
     header = ["validation loss", "setting", "seeds", "epoch", *(_TITLES.get(name, name) for name in names)]
     return _markdown(header, lines, texts=2) if lines else "Not run."
 
@@ -174,6 +169,13 @@ def _comparisons(rows: Sequence[Row]) -> tuple[list[str], dict[tuple[str, Settin
     parts = [part for part in PARTS.values() if not any(variant.change for variant in part.variants)]
     names = list(dict.fromkeys(name for part in parts for name in _display(part)))
     return names, {(part.name, key): each for part in parts for key, each in settings(part, rows).items()}
+
+
+def _beside_baseline(names: Sequence[str], variants: Mapping[str, Sequence[Row]], metric: str) -> list[str]:
+    """The diagonal posterior's mean, and what the others have less."""
+    baseline, change = variants.get(BASELINE, []), _change(lambda row: row[metric])
+    others = [change(name, variants.get(name, []), baseline) for name in names if name != BASELINE]
+    return [_mean(metric)(BASELINE, baseline, baseline), *others]
 
 
 def _seed_counts(variants: Mapping[str, Sequence[Row]]) -> str:
