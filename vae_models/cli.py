@@ -388,8 +388,11 @@ def _study(wanted: "Sequence[StudyRun]", out: Path, data_root: Path, accelerator
             if run.name in records.finished(out):
                 continue
             task = progress.add_task(f"{i + 1}/{len(wanted)} {run.name}", start=False, epoch="", loss="")
+            line = ProgressLine(progress, task)
             try:
-                row = execute(run, out, data_root, callbacks=[ProgressLine(progress, task)], accelerator=accelerator)
+                row = execute(
+                    run, out, data_root, on_evaluation=line.evaluating, callbacks=[line], accelerator=accelerator
+                )
             except FloatingPointError as error:
                 failed.append(run.name)
                 progress.console.print(f"{run.name} failed: {error}", soft_wrap=True, highlight=False, markup=False)
@@ -452,13 +455,17 @@ def _config(options: Mapping[str, Any], posterior: str) -> "Config":
 
 def _resumed(context: typer.Context, folder: Path) -> "Config | None":
     """The settings of the run in the folder, if there is one and no option says anything of settings."""
+    from vae_models.config import PRESETS
     from vae_models.runs import read_config
 
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     if given - {"out", "resume", *_HARDWARE} or not (folder / "config.json").exists():
         return None  # runs.train sees that the options agree with the run
-    return read_config(folder)
+    config = read_config(folder)
+    if config.preset not in PRESETS:
+        raise _Failure(f"{folder} holds a run of the study ({config.preset}): vae-models reproduce goes on with it")
+    return config
 
 
 def _run(config: "Config", folder: Path, progress: Progress, options: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -476,7 +483,8 @@ def _run(config: "Config", folder: Path, progress: Progress, options: Mapping[st
         raise FloatingPointError(f"training with posterior {config.posterior!r} failed: {error}") from error
     if not runs.is_main_process():
         return None
-    progress.update(task, epoch="evaluating")
+    if not run.finished:
+        line.evaluating()
     metrics = results.finish(run, config)
     progress.update(task, epoch=f"epoch {metrics['epochs']}/{config.epochs}", total=1, completed=1)
     return metrics

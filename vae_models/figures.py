@@ -156,10 +156,10 @@ def correlations(matrices: Mapping[str, Tensor], *, title: str) -> Figure:
     return figure
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as the content of a PNG file."""
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """The figure as the content of a PNG file, with so many pixels to an inch."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 

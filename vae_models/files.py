@@ -1,12 +1,15 @@
 """Files that are written whole or not at all, and read with one clear error."""
 
+import csv
+import io
 import json
 import os
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FileError", "read_json", "write_json", "write_whole"]
+__all__ = ["FileError", "read_csv", "read_json", "write_csv", "write_json", "write_whole"]
 
 
 class FileError(ValueError):
@@ -61,6 +64,45 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # not JSON, or not text
+        raise FileError(f"{path} is damaged: {error}") from error
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV below the names of the columns, whole. What a row lacks, and None, is an empty cell.
+
+    Example:
+
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_csv(Path(folder) / "rows.csv", ["epoch", "loss"], [{"epoch": 1, "loss": 2.5}, {"epoch": 2}])
+        ...     read_csv(Path(folder) / "rows.csv", ["epoch", "loss"], lambda name, cell: float(cell or "nan"))
+        [{'epoch': 1.0, 'loss': 2.5}, {'epoch': 2.0, 'loss': nan}]
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def read_csv(path: Path, columns: Sequence[str], value: Callable[[str, str], Any]) -> list[dict[str, Any]]:
+    """Read the rows of a CSV file with these columns.
+
+    Args:
+        path (Path): the file.
+        columns (sequence of str): what its first line has to be.
+        value (callable): from the name of a column and a cell to what the cell stands for; a ValueError if to nothing.
+
+    Raises:
+        FileError: if it is missing or damaged.
+    """
+    try:
+        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+        if tuple(header) != tuple(columns):
+            raise ValueError(f"its first line is not {','.join(columns)}")
+        return [{name: value(name, cell) for name, cell in zip(columns, row, strict=True)} for row in rows]
+    except FileNotFoundError:
+        raise FileError(f"{path} does not exist") from None
+    except (OSError, ValueError, csv.Error) as error:
         raise FileError(f"{path} is damaged: {error}") from error
 
 

@@ -13,7 +13,7 @@ from vae_models.config import Config
 from vae_models.data import Images
 from vae_models.files import read_json, write_json, write_whole
 from vae_models.report import Picture, write_report
-from vae_models.runs import Run, read_metrics
+from vae_models.runs import Run, best_epoch, read_metrics
 from vae_models.vae import VAE
 
 __all__ = ["compare", "finish"]
@@ -45,7 +45,7 @@ def finish(run: Run, config: Config) -> dict[str, Any]:
             **evaluation.evaluate(run.vae, run.images.test, num_samples=config.importance_samples),
             "head_parameters": sum(parameter.numel() for parameter in run.vae.posterior.parameters()),
             "epochs": len(history),
-            "best_epoch": int(min(history, key=lambda row: row["validation_negative_elbo"])["epoch"]),
+            "best_epoch": best_epoch(history),
         }
         shown = _pictures({config.posterior: run.vae}, {config.posterior: history}, run.images, config)
     _write(run.folder, f"{config.posterior}: {_described(config)}", config, {config.posterior: metrics}, shown)

@@ -13,12 +13,10 @@ Every file is written whole or not at all. An epoch is finished when ``last.ckpt
 because its order and its noise depend on the seed and the epoch alone.
 """
 
-import csv
 import importlib.util
-import io
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +31,11 @@ from vae_models import data
 from vae_models.checkpoints import EpochCheckpoint, WholeCheckpointIO, check_checkpoint, read_checkpoint
 from vae_models.config import Config
 from vae_models.data import Images
-from vae_models.files import FileError, read_json, write_json, write_whole
+from vae_models.files import FileError, read_csv, read_json, write_csv, write_json
 from vae_models.training import History, VAEModule, fit
 from vae_models.vae import VAE
 
-__all__ = ["Run", "is_main_process", "load_images", "read_config", "read_metrics", "train"]
+__all__ = ["Run", "best_epoch", "is_main_process", "load_images", "read_config", "read_metrics", "train"]
 
 # In the order in which they are deleted: without metrics.json a run is not finished, without config.json it is none.
 _FILES = ("metrics.json", "model.safetensors", "last.ckpt", "best.ckpt", "metrics.csv", "config.json")
@@ -130,14 +128,14 @@ def train(
     checkpoint = last if resume and last.exists() else None
     if is_main_process():
         for path in (best, last) if checkpoint else ():
-            check_checkpoint(path, settings, vae, _PREFIX)
+            check_checkpoint(path, _identity(settings), vae, _PREFIX)
         if overwrite:
             _delete(folder)
         write_json(folder / "config.json", {"run": settings, "vae": vae.config})
     files = [  # in this order: the last checkpoint holds what the best one has found
         _MetricsFile(folder / "metrics.csv"),
-        EpochCheckpoint(best, settings, monitor="validation_negative_elbo"),
-        EpochCheckpoint(last, settings),
+        EpochCheckpoint(best, _identity(settings), monitor="validation_negative_elbo"),
+        EpochCheckpoint(last, _identity(settings)),
     ]
     options = _trainer_options(folder, trainer_options)
     try:
@@ -166,18 +164,16 @@ def read_metrics(folder: Path | str) -> list[dict[str, float]]:
         FileError: if it is missing or damaged.
     """
     path = Path(folder) / "metrics.csv"
-    try:
-        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
-        if tuple(header) != History.COLUMNS:
-            raise ValueError(f"its first line is not {','.join(History.COLUMNS)}")
-        return [
-            {name: int(cell) if name == "epoch" else float(cell) for name, cell in zip(header, row, strict=True)}
-            for row in rows
-        ]
-    except FileNotFoundError:
-        raise FileError(f"{path} does not exist") from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise FileError(f"{path} is damaged: {error}") from error
+    return read_csv(path, History.COLUMNS, lambda name, cell: int(cell) if name == "epoch" else float(cell))
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
+    """The number of the epoch whose weights are kept: the first of those with the least validation loss.
+
+    Args:
+        history (sequence of mapping): the rows of :func:`read_metrics`.
+    """
+    return int(min(history, key=lambda row: row["validation_negative_elbo"])["epoch"])
 
 
 def read_config(folder: Path | str) -> Config:
@@ -210,12 +206,8 @@ class _MetricsFile(Callback):
     def _write(self, trainer: Trainer) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         (history,) = (callback for callback in callbacks if isinstance(callback, History))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, History.COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history.rows)
         if trainer.is_global_zero:
-            write_whole(self._path, text.getvalue().encode())
+            write_csv(self._path, History.COLUMNS, history.rows)
 
 
 def _trainer_options(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +240,7 @@ def _prepare(folder: Path, settings: dict[str, Any], resume: bool, overwrite: bo
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     """See that the run that this ``config.json`` belongs to has these settings."""
-    stored = _stored_settings(path)
+    stored, settings = _identity(_stored_settings(path)), _identity(settings)
     for name in {**settings, **stored}:
         if name not in stored or name not in settings:
             raise FileError(
@@ -258,6 +250,12 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
             raise FileError(
                 f"{path} has {name} = {stored[name]!r}, not {settings[name]!r}: a run is resumed with its own settings"
             )
+
+
+def _identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without the place of a data set that is the same wherever it lies."""
+    same = settings.get("dataset") != "folder"
+    return {name: value for name, value in settings.items() if not (same and name == "data_root")}
 
 
 def _stored_settings(path: Path) -> dict[str, Any]:

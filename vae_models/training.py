@@ -371,6 +371,11 @@ class ProgressLine(ProgressBar):
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self._progress.update(self._task, epoch=epoch, loss=f"loss {loss:.2f}")
 
+    def evaluating(self) -> None:
+        """Say that the VAE is evaluated, whether it was trained before or not."""
+        self._progress.start()
+        self._progress.update(self._task, epoch="evaluating")
+
     def disable(self) -> None:
         self._progress.update(self._task, visible=False)
 

@@ -19,10 +19,17 @@ is that of :data:`SAMPLERS`, neither of which has the covariance :math:`s\,\rho^
 Both start at :math:`z_1 - \mu_1 = \sqrt s\, \epsilon_1`. The loss that is printed is :math:`\mathcal{L}` summed over
 the batches and divided by the number of images, with one latent vector for each.
 
-What is not reproduced: the networks are those of this package, the head starts as the reference's does, with Xavier's
-weights for all of :math:`\mu`, :math:`\log s` and :math:`\operatorname{artanh} \rho`, and where the reference's
-``walk`` has :math:`\log 0` because a tanh has rounded to 1, this has its true value. The reference chooses epochs and
-learning rate by its test images; here they are chosen by the same loss on the validation images.
+The head starts as the reference's does, with Xavier's weights for all of :math:`\mu`, :math:`\log s` and
+:math:`\operatorname{artanh} \rho`. What is not reproduced:
+
+- the networks are those of this package, of which only ``mlp`` is the reference's (docs/vae_models.md);
+- the InfoVAE of the reference gives the loss its sample in place of :math:`\mu`, and takes for :math:`\log s` the
+  sigmoid of a linear unit, at least 0.02, so that :math:`s > 1`; here it has :math:`\mu` and :math:`s` as the others;
+- where its ``walk`` has :math:`\log 0`, because a tanh has rounded to 1, this has the true value;
+- it chooses epochs and learning rate by its test images; here they are chosen by the same loss on the validation
+  images;
+- its ``main.py`` divides by 128 times the number of batches, which for 10,000 images is 1.1 per cent more than their
+  number; its notebook, and this, by their number.
 """
 
 import math

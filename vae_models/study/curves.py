@@ -17,11 +17,16 @@ _METRICS = {"negative_elbo": "negative ELBO", "nll": "NLL", "gap": "gap"}
 
 
 def loss_curves(part: Part, rows: Sequence[Row], epochs: Sequence[Row]) -> Figure:
-    """The validation loss by epoch, a panel for each setting: means over seeds, in a band of one standard error."""
+    """The validation loss by epoch, a panel for each setting with a run that was trained: means over seeds, in a band
+    of one standard error."""
     by_run: dict[str, list[Row]] = {}
     for row in epochs:
         by_run.setdefault(row["run"], []).append(row)
-    found = settings(part, rows)
+    found = {
+        setting: variants
+        for setting, variants in settings(part, rows).items()
+        if any(row["run"] in by_run for same in variants.values() for row in same)
+    }
     figure, panels = _panels(found, part, height=3.4)
     for axes, variants in zip(panels, found.values(), strict=True):
         ends = []
@@ -46,9 +51,10 @@ def loss_curves(part: Part, rows: Sequence[Row], epochs: Sequence[Row]) -> Figur
 
 
 def differences(part: Part, rows: Sequence[Row]) -> Figure:
-    """Each variant's figures less those of the diagonal posterior with the same seed, with standard errors."""
+    """Each variant's figures minus those of the diagonal posterior with the same seed, with standard errors."""
     found = {setting: each for setting, each in settings(part, rows).items() if BASELINE in each and len(each) > 1}
     figure, panels = _panels(found, part, height=2.6)
+    points: dict[str, Any] = {}
     for axes, variants in zip(panels, found.values(), strict=True):
         names = [name for name in variants if name != BASELINE]
         for i, (metric, title) in enumerate(_METRICS.items()):
@@ -56,15 +62,15 @@ def differences(part: Part, rows: Sequence[Row]) -> Figure:
                 value = difference(variants[name], variants[BASELINE], lambda row, metric=metric: row[metric])  # type: ignore[misc]
                 if value is not None:
                     y = place + 0.22 * (i - 1)
-                    label = title if place == 0 else None
-                    axes.errorbar(value.mean, y, xerr=value.error or 0, fmt="os^"[i], color=f"C{i}", label=label, ms=4)
+                    drawn = axes.errorbar(value.mean, y, xerr=value.error or 0, fmt="os^"[i], color=f"C{i}", ms=4)
+                    points.setdefault(title, drawn)
         axes.axvline(0, color="0.4", linewidth=0.8)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        axes.set_xlabel("nats less diagonal's (negative: better)")
+        axes.set_xlabel("nats minus diagonal's (negative: better)")
         axes.grid(alpha=0.3, axis="x")
     # The same for all panels, and points lie wherever a legend could.
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+    figure.legend(points.values(), points.keys(), loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vae_models.config import Config
+from vae_models.posteriors import POSTERIORS as KNOWN_POSTERIORS
+from vae_models.study.as_published import SAMPLERS
 
 __all__ = ["DATASETS", "IMPORTANCE_SAMPLES", "PARTS", "POSTERIORS", "Part", "StudyRun", "Variant", "plan"]
 
@@ -30,11 +32,19 @@ class Variant:
             change in another order of the latents; ``walk-sampled`` or ``rho-sampled``, ``walk`` or ``rho`` under the
             distribution that the sampler has, not the one that it is meant to have.
         rank (int): of ``low_rank``, otherwise 0.
+
+    Raises:
+        ValueError: if the posterior or the change is unknown.
     """
 
     posterior: str
     change: str = ""
     rank: int = 0
+
+    def __post_init__(self) -> None:
+        for kind, name, known in (("posterior", self.posterior, KNOWN_POSTERIORS), ("change", self.change, _CHANGES)):
+            if name not in known:
+                raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(known)}")
 
     @property
     def name(self) -> str:
@@ -45,7 +55,7 @@ class Variant:
         """The options of the posterior."""
         if self.rank:
             return {"rank": self.rank}
-        return {"per-pair": {"per_pair": True}, "shared": {"shared_rho": True}}.get(self.change, {})
+        return _OPTIONS.get(self.change, {})
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,11 @@ class Part:
     binarize: tuple[str, ...] = ("none",)
     latent_dims: tuple[int, ...] = (20, 10)
     epochs: int = EPOCHS
+
+    @property
+    def as_published(self) -> bool:
+        """Whether it trains by the reference's objective."""
+        return any(variant.change in SAMPLERS for variant in self.variants)
 
 
 @dataclass(frozen=True)
@@ -115,6 +130,9 @@ class StudyRun:
 
 # What is evaluated only, and the change with which that was trained.
 _EVALUATED = {"permuted": "", "walk-sampled": "walk", "rho-sampled": "rho"}
+# What is an option of the posterior.
+_OPTIONS = {"per-pair": {"per_pair": True}, "shared": {"shared_rho": True}}
+_CHANGES = ("", *SAMPLERS, "rho-zero", *_OPTIONS, *_EVALUATED)
 
 POSTERIORS = (
     Variant("diagonal"),
@@ -190,13 +208,11 @@ def plan(
     Raises:
         ValueError: if a name is unknown, or nothing is left.
     """
-    from vae_models.posteriors import POSTERIORS as KNOWN
-
     parts = list(dict.fromkeys(parts)) or list(PARTS)
     for kind, names, known in [
         ("part", parts, PARTS),
         ("dataset", datasets, DATASETS),
-        ("posterior", posteriors, KNOWN),
+        ("posterior", posteriors, KNOWN_POSTERIORS),
     ]:
         for name in names:
             if name not in known:

@@ -1,19 +1,20 @@
 """The study's rows: ``runs.csv``, one for every finished run, and ``epochs.csv``, one for every epoch of them.
 
+The bounds and divergences are in nats per image. Of a run of the reference's objective (``walk`` or ``rho``) the
+losses of ``epochs.csv`` are those that it prints, and ``validation_kl`` is what it takes for the divergence.
+
 Both files are replaced whole. A run is finished when ``runs.csv`` has its row; its epochs are written before that.
 Several processes may write to one folder: each waits for the lock on the file ``.lock`` in it, which the system gives
 back when a process ends, however it does. Where Python has no :mod:`fcntl`, there is no lock, and one process at a time
 may work.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vae_models.files import FileError, write_whole
+from vae_models.files import FileError, read_csv, write_csv
 
 __all__ = ["EPOCH_COLUMNS", "RUN_COLUMNS", "append", "finished", "locked", "read_epochs", "read_runs"]
 
@@ -100,8 +101,8 @@ def append(folder: Path, row: Mapping[str, Any], epochs: Sequence[Mapping[str, A
         if row["run"] in {each["run"] for each in runs}:
             return
         others = [each for each in read_epochs(folder) if each["run"] != row["run"]]  # a kill in between leaves them
-        _write(folder / "epochs.csv", EPOCH_COLUMNS, [*others, *({**each, "run": row["run"]} for each in epochs)])
-        _write(folder / "runs.csv", RUN_COLUMNS, [*runs, row])
+        write_csv(folder / "epochs.csv", EPOCH_COLUMNS, [*others, *({**each, "run": row["run"]} for each in epochs)])
+        write_csv(folder / "runs.csv", RUN_COLUMNS, [*runs, row])
 
 
 @contextmanager
@@ -133,15 +134,7 @@ def _lock(file: Any, wait: bool) -> bool:
 
 
 def _read(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
-        if tuple(header) != tuple(columns):
-            raise ValueError(f"its first line is not {','.join(columns)}")
-        return [{name: _value(name, cell) for name, cell in zip(columns, row, strict=True)} for row in rows]
-    except (OSError, ValueError, csv.Error) as error:
-        raise FileError(f"{path} is damaged: {error}") from error
+    return read_csv(path, columns, _value) if path.exists() else []
 
 
 def _value(name: str, cell: str) -> Any:
@@ -150,11 +143,3 @@ def _value(name: str, cell: str) -> Any:
     if not cell:
         return None
     return int(cell) if name in _WHOLE else float(cell)
-
-
-def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())

@@ -1,12 +1,10 @@
 """The study's ``results/``: a page of tables for every part and its figures, made of ``runs.csv`` and ``epochs.csv``
 alone."""
 
-import io
 import math
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from vae_models.figures import png
 from vae_models.files import FileError, write_whole
 from vae_models.study import curves, tables
 from vae_models.study.plan import PARTS
@@ -52,13 +50,6 @@ def write_report(folder: Path) -> None:
             caption = "Differences from the diagonal posterior."
             drawn[f"{part.name}_differences.png"] = (caption, curves.differences(part, rows))
         for name, (caption, figure) in drawn.items():
-            write_whole(results / name, _png(figure))
+            write_whole(results / name, png(figure, dpi=90))
             page += f"\n![{caption}]({name})\n"
         write_whole(results / f"{part.name}.md", page.encode())
-
-
-def _png(figure: Figure) -> bytes:
-    """A small one: there are many."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
-    return buffer.getvalue()

@@ -1,6 +1,7 @@
 """The study's tables, in Markdown, made of its rows. Every figure is a mean over seeds ± its standard error; a single
-seed has none. Differences are of runs with the same seed, which share the images, the starting weights of what they
-have in common, and the order of the images; they are bold where :attr:`Estimate.differs_from_zero`."""
+seed has none. Differences are of runs with the same seed, which share the images and their order, and but for those of
+the reference's objective the starting weights of what they have in common; they are bold where
+:attr:`Estimate.differs_from_zero`."""
 
 import math
 import statistics
@@ -108,30 +109,26 @@ def _display(part: Part) -> list[str]:
     own = [variant.name for variant in part.variants]
     if not any(variant.change for variant in part.variants):
         return own
-    if _is_published(part):
+    if part.as_published:
         return [BASELINE, "ar1", *own]
     first = [BASELINE, "markov-shared", "markov", "ar1-rho-zero", "ar1", "ar1-per-pair"]
     return list(dict.fromkeys([*first, *own]))
 
 
-def _is_published(part: Part) -> bool:
-    return part.variants[0].change == "walk"
-
-
 def part_table(part: Part, rows: Sequence[Row]) -> str:
     """The tables of a part, one for each setting that has a row."""
-    columns = _PUBLISHED if _is_published(part) else _COMPARISON
+    changed = any(variant.change for variant in part.variants)
+    columns = _PUBLISHED if part.as_published else _ABLATION if changed else _COMPARISON
     tables = []
     for setting, variants in settings(part, rows).items():
-        baseline = variants.get(BASELINE, [])
-        lines = [[cell(name, same, baseline) for _, cell in columns] for name, same in variants.items()]
+        lines = [[cell(name, variants) for _, cell in columns] for name in variants]
         tables.append(f"**{setting}**\n\n{_markdown([header for header, _ in columns], lines)}")
     return "\n\n".join(tables) if tables else "Not run."
 
 
 def summary_tables(rows: Sequence[Row]) -> str:
-    """What every posterior has less than the diagonal one, a line for each setting of the parts that compare them: in
-    the negative ELBO, in the NLL and in the gap between them. The diagonal one's own come first."""
+    """Every posterior minus the diagonal one, a line for each setting of the parts that compare them: in the negative
+    ELBO, in the NLL and in the gap between them. The diagonal one's own come first."""
     names, found = _comparisons(rows)
     if not found:
         return "Not run."
@@ -172,10 +169,9 @@ def _comparisons(rows: Sequence[Row]) -> tuple[list[str], dict[tuple[str, Settin
 
 
 def _beside_baseline(names: Sequence[str], variants: Mapping[str, Sequence[Row]], metric: str) -> list[str]:
-    """The diagonal posterior's mean, and what the others have less."""
-    baseline, change = variants.get(BASELINE, []), _change(lambda row: row[metric])
-    others = [change(name, variants.get(name, []), baseline) for name in names if name != BASELINE]
-    return [_mean(metric)(BASELINE, baseline, baseline), *others]
+    """The diagonal posterior's mean, and the others' minus its."""
+    minus = _minus(lambda row: row[metric])
+    return [_mean(metric)(BASELINE, variants), *(minus(name, variants) for name in names if name != BASELINE)]
 
 
 def _seed_counts(variants: Mapping[str, Sequence[Row]]) -> str:
@@ -184,38 +180,57 @@ def _seed_counts(variants: Mapping[str, Sequence[Row]]) -> str:
 
 
 def status_table(rows: Sequence[Row]) -> str:
-    """How much of the plan has been run."""
+    """How much of the plan has been run, and how many rows are of other settings than those of the plan."""
     done = {row["run"] for row in rows}
     lines = []
     for part in PARTS.values():
         runs = plan([part.name])
-        count = sum(run.name in done for run in runs)
+        names = {run.name for run in runs}
         seeds = [sum(run.seed == seed for run in runs if run.name in done) for seed in range(part.seeds)]
         full = sum(n == len(runs) // part.seeds for n in seeds)
-        lines.append([part.name, part.about, str(len(runs)), str(count), f"{full} of {part.seeds}"])
-    return _markdown(["part", "what it is", "runs", "done", "seeds that are complete"], lines, texts=2)
+        beside = sum(row["part"] == part.name and row["run"] not in names for row in rows)
+        counts = [str(len(runs)), str(len(names & done)), f"{full} of {part.seeds}", str(beside)]
+        lines.append([part.name, part.about, *counts])
+    header = ["part", "what it is", "runs", "done", "seeds that are complete", "runs beside the plan"]
+    return _markdown(header, lines, texts=2)
 
 
-Cell = Callable[[str, Sequence[Row], Sequence[Row]], str]
+Variants = Mapping[str, Sequence[Row]]
+Cell = Callable[[str, Variants], str]
+Value = Callable[[Row], float | None]
 
 
 def _mean(metric: str, places: int = 2) -> Cell:
-    def cell(name: str, rows: Sequence[Row], baseline: Sequence[Row]) -> str:
-        found = estimate(row[metric] for row in rows if row.get(metric) is not None)
+    def cell(name: str, variants: Variants) -> str:
+        found = estimate(row[metric] for row in variants.get(name, ()) if row.get(metric) is not None)
         return "–" if found is None else found.text(places)
 
     return cell
 
 
-def _change(value: Callable[[Row], float | None], places: int = 2) -> Cell:
-    def cell(name: str, rows: Sequence[Row], baseline: Sequence[Row]) -> str:
-        found = None if rows is baseline else difference(rows, baseline, value)
+def _minus(value: Value, other: str = BASELINE) -> Cell:
+    """The difference from another variant of the setting."""
+
+    def cell(name: str, variants: Variants) -> str:
+        found = None if name == other else difference(variants.get(name, ()), variants.get(other, ()), value)
         if found is None:
             return "–"
-        text = found.text(places, signed=True)
+        text = found.text(signed=True)
         return f"**{text}**" if found.differs_from_zero else text
 
     return cell
+
+
+def _effect(name: str, variants: Variants) -> str:
+    """The difference from the variant without what this one has, and the name of that one."""
+    if name not in _WITHOUT:
+        return "–"
+    other = _WITHOUT[name]
+    return f"{_minus(_elbo, other)(name, variants)} ({_TITLES.get(other, other)})"
+
+
+def _elbo(row: Row) -> float | None:
+    return row["negative_elbo"]
 
 
 def _printed(row: Row) -> float | None:
@@ -223,16 +238,16 @@ def _printed(row: Row) -> float | None:
     return row["printed_loss"] if row["change"] else row["negative_elbo"]
 
 
-def _name(name: str, rows: Sequence[Row], baseline: Sequence[Row]) -> str:
+def _name(name: str, variants: Variants) -> str:
     return _TITLES.get(name, name)
 
 
-def _seeds(name: str, rows: Sequence[Row], baseline: Sequence[Row]) -> str:
-    return str(len(rows))
+def _seeds(name: str, variants: Variants) -> str:
+    return str(len(variants[name]))
 
 
-def _printed_mean(name: str, rows: Sequence[Row], baseline: Sequence[Row]) -> str:
-    return str(estimate(value for value in map(_printed, rows) if value is not None) or "–")
+def _printed_mean(name: str, variants: Variants) -> str:
+    return str(estimate(value for value in map(_printed, variants[name]) if value is not None) or "–")
 
 
 _TITLES = {
@@ -248,19 +263,24 @@ _TITLES = {
     "ar1-permuted": "ar1, latents permuted",
     "markov-permuted": "markov, latents permuted",
 }
+# What each variant of the ablation is compared with beside the baseline: the same chain without correlation, or with
+# the latents in their own order.
+_WITHOUT = {
+    "ar1": "ar1-rho-zero",
+    "ar1-per-pair": "ar1-rho-zero",
+    "ar1-permuted": "ar1",
+    "markov-permuted": "markov",
+}
 _Columns = tuple[tuple[str, Cell], ...]
 _BOUNDS: _Columns = (
     ("negative ELBO", _mean("negative_elbo")),
-    ("less diagonal's", _change(lambda row: row["negative_elbo"])),
+    ("minus diagonal's", _minus(_elbo)),
     ("NLL", _mean("nll")),
-    ("less diagonal's", _change(lambda row: row["nll"])),
+    ("minus diagonal's", _minus(lambda row: row["nll"])),
 )
-_COMPARISON: _Columns = (
-    ("posterior", _name),
-    ("seeds", _seeds),
-    *_BOUNDS,
+_GAP_AND_MORE: _Columns = (
     ("gap", _mean("gap")),
-    ("less diagonal's", _change(lambda row: row["gap"])),
+    ("minus diagonal's", _minus(lambda row: row["gap"])),
     ("KL", _mean("kl")),
     ("total correlation", _mean("total_correlation")),
     ("mean abs. ρ", _mean("mean_abs_rho", 3)),
@@ -268,11 +288,20 @@ _COMPARISON: _Columns = (
     ("active units", _mean("active_units", 1)),
     ("seconds of the fastest epoch", _mean("fastest_epoch", 1)),
 )
+_COMPARISON: _Columns = (("posterior", _name), ("seeds", _seeds), *_BOUNDS, *_GAP_AND_MORE)
+_ABLATION: _Columns = (
+    ("posterior", _name),
+    ("seeds", _seeds),
+    *_BOUNDS[:2],
+    ("minus that of", _effect),
+    *_BOUNDS[2:],
+    *_GAP_AND_MORE,
+)
 _PUBLISHED: _Columns = (
-    ("trained by", lambda name, rows, baseline: _TITLES.get(name, f"ELBO, {name}")),
+    ("trained by", lambda name, variants: _TITLES.get(name, f"ELBO, {name}")),
     ("seeds", _seeds),
     ("the loss it prints", _printed_mean),
-    ("less diagonal's", _change(_printed)),
+    ("minus diagonal's", _minus(_printed)),
     *_BOUNDS,
     ("KL", _mean("kl")),
     ("mean abs. ρ", _mean("mean_abs_rho", 3)),

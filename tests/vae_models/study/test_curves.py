@@ -39,13 +39,28 @@ def test_panel_for_every_setting_and_no_curve_for_what_was_not_trained():
     assert [line.get_label() for line in axes.lines] == ["diagonal", "ar1-per-pair"]
 
 
+def test_no_panel_for_a_setting_of_which_nothing_was_trained():
+    rows = [row("ablation", "ar1", "rho-zero"), row("ablation", "ar1", "permuted", latent_dim=10)]
+    (axes,) = curves.loss_curves(PARTS["ablation"], rows, epochs_of(rows[:1], [[1.0, 2.0]])).axes
+    assert axes.get_title() == "mnist, grey values, 20 latents, 15 epochs"
+
+
 def test_differences_are_paired():
     rows = [row(seed=s, nll=100.0 * s, negative_elbo=0.0, gap=0.0) for s in (0, 1)]
     rows += [row(posterior="ar1", seed=s, nll=100.0 * s + 2 + s, negative_elbo=-1.0, gap=0.0) for s in (0, 1)]
-    (axes,) = curves.differences(PARTS["vanilla"], rows).axes
-    points = {each.get_label(): each for each in axes.containers}
+    figure = curves.differences(PARTS["vanilla"], rows)
+    (axes,), (legend,) = figure.axes, figure.legends
+    titles = [text.get_text() for text in legend.get_texts()]
+    assert titles == ["negative ELBO", "NLL", "gap"]
+    points = dict(zip(titles, axes.containers, strict=True))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["ar1"]
     assert points["negative ELBO"].lines[0].get_xdata() == pytest.approx([-1.0])
     assert points["NLL"].lines[0].get_xdata() == pytest.approx([2.5])
     (error,) = points["NLL"].lines[2][0].get_segments()
     assert sorted(error[:, 0]) == pytest.approx([2.0, 3.0])
+
+
+def test_legend_where_the_first_has_no_seed_in_common():
+    rows = [row(seed=0), row(posterior="ar1", seed=1), row(posterior="markov", seed=0)]
+    (legend,) = curves.differences(PARTS["vanilla"], rows).legends
+    assert len(legend.get_texts()) == 3

@@ -43,6 +43,12 @@ def test_filters():
     assert [run.name for run in runs] == ["vanilla_digits_low_rank-1_d10_e3_s0", "vanilla_digits_low_rank-2_d10_e3_s0"]
 
 
+@pytest.mark.parametrize(("posterior", "change"), [("flow", ""), ("ar1", "rho_zero")])
+def test_unknown_variant(posterior, change):
+    with pytest.raises(ValueError, match="unknown (posterior 'flow'|change 'rho_zero'); choose from"):
+        Variant(posterior, change)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

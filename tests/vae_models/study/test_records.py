@@ -55,15 +55,15 @@ def test_rows_are_added_once(tmp_path):
 
 def test_killed_between_the_files(tmp_path, monkeypatch):
     """A run without a row is not finished, and its epochs are replaced when it is."""
-    write = records.write_whole
+    write = records.write_csv
 
-    def killed(path, content):
+    def killed(path, *content):
         if path.name == "runs.csv":
             raise KeyboardInterrupt
-        write(path, content)
+        write(path, *content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(records, "write_whole", killed)
+        patch.setattr(records, "write_csv", killed)
         with pytest.raises(KeyboardInterrupt):
             records.append(tmp_path, ROW, EPOCHS)
     assert records.finished(tmp_path) == set()

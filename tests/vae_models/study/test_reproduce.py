@@ -129,6 +129,18 @@ def _nan_for_ar1(vae, x):
     return nan * -vae.decode(vae.encode(x).rsample()).log_prob(x).mean()
 
 
+def test_train_leaves_a_run_of_the_study_alone(tmp_path, capsys):
+    """It knows nothing of the objective with which that goes on."""
+    arguments = ["reproduce", "--only", "published", *SMALL, "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    place = tmp_path / "runs" / "vanilla_digits_ar1-walk_d10_e2_s0"
+    (place / "metrics.json").unlink()
+    before = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+    assert main(["train", "--out", str(place), "--resume"]) == 2
+    assert "holds a run of the study (vanilla, walk): vae-models reproduce goes on with it" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()} == before
+
+
 INTERRUPTED = """
 import signal, sys
 from vae_models import evaluation

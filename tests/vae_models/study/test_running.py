@@ -103,8 +103,39 @@ def test_goes_on_where_it_was_stopped(change, tmp_path, monkeypatch):
         assert records.finished(folder) == set()
         trained.append(len(read_metrics(folder / "runs" / run.name)))
     assert trained == [1, 2, 2]
-    monkeypatch.setattr(evaluation, "evaluate", stop)
+    monkeypatch.setattr(VAEModule, "on_train_epoch_start", stop)
     assert figures(execute(run, folder)) == figures(expected)
+
+
+@pytest.mark.parametrize("change", ["", "permuted"])
+def test_figure_that_is_not_finite_makes_no_row(change, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: {"negative_elbo": 1.0, "nll": float("nan")})
+    with pytest.raises(FloatingPointError, match="nll is nan on the test images"):
+        execute(run_of(change=change), tmp_path)
+    assert records.finished(tmp_path) == set()
+
+
+def test_place_of_the_data_may_change(tmp_path, monkeypatch):
+    """Between two epochs, and before what is only evaluated."""
+
+    def stop_in_second_epoch(module):
+        if module.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VAEModule, "on_train_epoch_start", stop_in_second_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            execute(run_of(), tmp_path)
+    assert running.execute(run_of(), tmp_path, Path("moved"))["epochs_trained"] == 2
+    assert running.execute(run_of(change="permuted"), tmp_path, Path("again")) is not None
+
+
+def test_says_when_it_evaluates(tmp_path):
+    epochs_before = []
+    place = tmp_path / "runs" / run_of().name
+    for change in ("", "permuted"):
+        execute(run_of(change=change), tmp_path, on_evaluation=lambda: epochs_before.append(len(read_metrics(place))))
+    assert epochs_before == [2, 2]
 
 
 def test_rho_that_is_held_at_zero(tmp_path):

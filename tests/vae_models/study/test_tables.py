@@ -122,13 +122,31 @@ def test_ablation_is_in_order_of_what_the_correlation_may_do():
     assert [line[0] for line in lines] == names
 
 
+def test_ablation_tells_what_each_change_does():
+    """Beside the difference from the diagonal posterior: from the chain without correlation, or in its own order."""
+    rows = [row(seed=s, negative_elbo=100.0 + s) for s in (0, 1, 2)]
+    rows += [row("ablation", "ar1", "rho-zero", seed=s, negative_elbo=104.0 + s) for s in (0, 1)]
+    rows += [row(posterior="ar1", seed=s, negative_elbo=103.0 + s) for s in (0, 1, 2)]
+    rows += [row("ablation", "ar1", "per-pair", seed=1, negative_elbo=102.0)]
+    rows += [row("ablation", "ar1", "permuted", seed=s, negative_elbo=110.0 + 4 * s) for s in (0, 1)]
+    header, _, *lines = cells(tables.part_table(PARTS["ablation"], rows))
+    column = header.index("minus that of")
+    assert [(line[0], line[column]) for line in lines] == [
+        ("diagonal", "–"),
+        ("ar1, ρ held at 0", "–"),
+        ("ar1", "**−1.00 ± 0.00** (ar1, ρ held at 0)"),
+        ("ar1, a ρ per pair", "−3.00 (ar1, ρ held at 0)"),
+        ("ar1, latents permuted", "+8.50 ± 1.50 (ar1)"),
+    ]
+
+
 def test_what_is_not_run_is_said_not_to_be():
     assert tables.part_table(PARTS["cnn"], [row()]) == "Not run."
 
 
 def test_status():
-    runs = plan(["vanilla"], seeds=2)[:-1]
-    _, _, first, *others = cells(tables.status_table([{"run": run.name} for run in runs]))
-    assert first == ["vanilla", PARTS["vanilla"].about, "120", "47", "1 of 5"]
+    runs = plan(["vanilla"], seeds=2)[:-1] + plan(["vanilla"], datasets=["digits"], seeds=1, epochs=2)
+    _, _, first, *others = cells(tables.status_table([{"run": run.name, "part": run.part} for run in runs]))
+    assert first == ["vanilla", PARTS["vanilla"].about, "120", "47", "1 of 5", "12"]
     assert {line[3] for line in others} == {"0"}
     assert [line[0] for line in (first, *others)] == list(PARTS)
