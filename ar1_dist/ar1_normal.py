@@ -6,7 +6,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 
 from ar1_dist import functional
 from ar1_dist.constraints import open_interval
@@ -101,9 +101,15 @@ class AR1Normal(TorchDistribution):
         self.arg_constraints = {name: self.arg_constraints[name] for name in self.transform.names}
         # The base class would check rho where only atanh_rho was given, and would let infinity through.
         super().__init__(self.transform.batch_shape, self.transform.event_shape, validate_args=False)
-        self._validate_args = Distribution._validate_args if validate_args is None else validate_args
+        self._set_validation(validate_args)
         if self._validate_args:
             self._validate_parameters()
+
+    def _set_validation(self, validate_args: bool | None) -> None:
+        if validate_args is None:  # it is the process's setting, whenever that changes, as of torch's distributions
+            self.__dict__.pop("_validate_args", None)
+        else:
+            self._validate_args = validate_args
 
     def _validate_parameters(self) -> None:
         for name, value in self.transform.parameters().items():
@@ -122,7 +128,7 @@ class AR1Normal(TorchDistribution):
         new.arg_constraints = self.arg_constraints
         batch_shape = self.loc.expand(torch.Size(batch_shape) + self.event_shape).shape[:-1]
         super(AR1Normal, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
+        new._set_validation(vars(self).get("_validate_args"))
         return new
 
     @staticmethod

@@ -96,7 +96,7 @@ class AutoAR1Normal(AutoContinuous):
 
     def get_posterior(self, *args, **kwargs):
         """The posterior over the unconstrained latent vector, an :class:`~ar1_dist.AR1Normal`."""
-        return _chain(self.loc, self.scale, self.atanh_rho)
+        return AR1Normal(self.loc, self.scale, atanh_rho=self.atanh_rho)
 
     def _loc_scale(self, *args, **kwargs):
         return self.loc, self.scale
@@ -181,7 +181,7 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
         loc, scale, atanh_rho = self._get_chain(name, prior)
         if self._computing_median:
             return loc
-        posterior = _chain(loc, scale, atanh_rho).to_event(prior.event_dim - 1)
+        posterior = AR1Normal(loc, scale, atanh_rho=atanh_rho).to_event(prior.event_dim - 1)
         if isinstance(prior, MaskedDistribution):
             posterior = posterior.expand(prior.batch_shape).mask(prior._mask)
         return posterior
@@ -218,12 +218,6 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
         if name not in self._told:
             self._told.add(name)
             warnings.warn(f"{type(self).__name__}: site {name!r} is no chain, for {reason}.", stacklevel=2)
-
-
-def _chain(loc: Tensor, scale: Tensor, atanh_rho: Tensor) -> AR1Normal:
-    chain = AR1Normal(loc, scale, atanh_rho=atanh_rho)
-    chain.transform = chain.transform.with_cache()  # the density of a draw takes its noise, and whitens nothing
-    return chain
 
 
 def _is_real(support: constraints.Constraint) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ar1_dist.kernels import with_kernels
 from ar1_dist.recurrence import autoregression
 
-__all__ = ["colour", "log_cosh", "log_det", "log_prob", "sign_of", "sum_shared", "whiten", "widen"]
+__all__ = ["atanh_of", "colour", "join", "log_cosh", "log_det", "log_prob", "sign_of", "sum_shared", "whiten", "widen"]
 
 
 @with_kernels
@@ -29,7 +29,7 @@ def colour(loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, at
         >>> colour(torch.ones(3), torch.tensor([2.0]), rho, torch.tensor([1.0, 0.0, 0.0]), atanh=False)
         tensor([3.0000, 2.0000, 1.5000])
     """
-    return loc + scale * autoregression(_atanh_of(correlation, atanh), noise)
+    return loc + scale * autoregression(atanh_of(correlation, atanh), noise)
 
 
 @with_kernels
@@ -44,7 +44,7 @@ def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, 
     """
     d = int(loc.shape[-1])  # a tensor under torch.jit.trace, where its product with a number is float32
     dtype = torch.promote_types(value.dtype, loc.dtype)
-    w = whiten((widen(value) - loc) / scale, _atanh_of(correlation, atanh), dtype)
+    w = whiten((widen(value) - loc) / scale, atanh_of(correlation, atanh), dtype)
     return -0.5 * (w.square().sum(-1) + d * math.log(2 * math.pi)) - log_det(scale, correlation, d=d, atanh=atanh)
 
 
@@ -58,7 +58,7 @@ def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool, constant
         >>> log_det(torch.tensor([2.0]), torch.tensor([0.5]), d=3, atanh=False)
         tensor(1.7918)
     """
-    return constant + sum_shared(scale.log(), d) - sum_shared(log_cosh(_atanh_of(correlation, atanh)), d - 1)
+    return constant + sum_shared(scale.log(), d) - sum_shared(log_cosh(atanh_of(correlation, atanh)), d - 1)
 
 
 def whiten(u: Tensor, atanh_rho: Tensor, dtype: torch.dtype) -> Tensor:
@@ -77,7 +77,7 @@ def whiten(u: Tensor, atanh_rho: Tensor, dtype: torch.dtype) -> Tensor:
     sign = sign_of(atanh_rho)
     difference = (u[..., 1:] - sign * u[..., :-1]).to(dtype)
     u = u.to(dtype)
-    return _prepend(u[..., :1], atanh_rho.cosh() * difference + sign * ((-sign * atanh_rho).exp() * u[..., :-1]))
+    return join(u[..., :1], atanh_rho.cosh() * difference + sign * ((-sign * atanh_rho).exp() * u[..., :-1]))
 
 
 def widen(x: Tensor) -> Tensor:
@@ -116,10 +116,11 @@ def sum_shared(x: Tensor, n: int) -> Tensor:
     return x.sum(-1) if x.shape[-1] == n else n * x.squeeze(-1)
 
 
-def _atanh_of(correlation: Tensor, atanh: bool) -> Tensor:
+def atanh_of(correlation: Tensor, atanh: bool) -> Tensor:
     return correlation if atanh else correlation.atanh()
 
 
-def _prepend(first: Tensor, rest: Tensor) -> Tensor:
+def join(first: Tensor, rest: Tensor) -> Tensor:
+    """Concatenation along the last dimension of tensors whose leading dimensions broadcast."""
     batch_shape = broadcast_shape(first.shape[:-1], rest.shape[:-1])
-    return torch.cat([first.expand(batch_shape + first.shape[-1:]), rest.expand(batch_shape + rest.shape[-1:])], -1)
+    return torch.cat([part.expand(batch_shape + part.shape[-1:]) for part in (first, rest)], -1)

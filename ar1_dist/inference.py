@@ -16,6 +16,7 @@ which needs no :math:`1 - \rho^2`. Variances and information obey recurrences of
 neighbours and of correlations, which are taken in the next wider type.
 """
 
+import itertools
 import math
 import numbers
 from collections.abc import Sequence
@@ -27,8 +28,9 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import pad
 
 from ar1_dist.ar1_normal import AR1Normal
-from ar1_dist.functional import sign_of, sum_shared, whiten, widen
+from ar1_dist.functional import join, sign_of, sum_shared, whiten, widen
 from ar1_dist.recurrence import linear_recurrence, moebius_recurrence
+from ar1_dist.transforms import as_tensor, at_least_1d
 
 __all__ = ["Index", "condition", "conjugate_update", "from_times", "from_transitions", "marginal"]
 
@@ -83,7 +85,7 @@ def from_transitions(
         _require("initial_scale", initial, "be finite and positive", initial.isfinite(), initial > 0)
     dtype = torch.promote_types(c.dtype, torch.promote_types(n.dtype, initial.dtype))
     c, n, initial = _expand(widen(c), d - 1), _expand(widen(n), d - 1), widen(initial)
-    scale = linear_recurrence(c.square(), _join(initial.square(), n.square())).sqrt()
+    scale = linear_recurrence(c.square(), join(initial.square(), n.square())).sqrt()
     atanh_rho = (c * scale[..., :-1] / n).asinh()
     return AR1Normal(loc, scale.to(dtype), atanh_rho=atanh_rho.to(dtype), validate_args=validate_args)
 
@@ -171,7 +173,7 @@ def condition(q: AR1Normal, index: Index, value: Tensor) -> AR1Normal:
     mean = linear_recurrence(slope, share * filtered_mean, reverse=True)
     variance = linear_recurrence(slope.square(), remainder, reverse=True)
 
-    free = is_free.nonzero().squeeze(-1)
+    free = _places(is_free, d - n)
     before, after = free[:-1], free[1:]
     is_pair = after - before == 1
     # Guarded twice: what follows an observed coordinate's neighbour has no part in value or gradient.
@@ -251,11 +253,11 @@ def _update_by_chain(q: AR1Normal, p: AR1Normal) -> tuple[AR1Normal, Tensor]:
     previous, current = b[..., :-1], b[..., 1:]
 
     own, its = _sech_squared(alpha), previous.square() * _sech_squared(beta)  # N and N'
-    noise = _join(own + its, 1 + b[..., -1:].square())
+    noise = join(own + its, 1 + b[..., -1:].square())
     own_share, its_share = own / noise[..., :-1], its / noise[..., :-1]
     last_share = b[..., -1:] / noise[..., -1:]
     slope = alpha.tanh() * its_share + beta.tanh() * (previous / current) * own_share
-    spread = _join(own * its_share, b[..., -1:] * last_share)
+    spread = join(own * its_share, b[..., -1:] * last_share)
     # k - k' and nu are differences that vanish as correlations approach 1 or -1, s = +-1 the sign of the one at hand:
     # 1 - s rho and 1 - s r, which are precise, stand for rho and r.
     sign = sign_of(alpha)
@@ -271,7 +273,7 @@ def _update_by_chain(q: AR1Normal, p: AR1Normal) -> tuple[AR1Normal, Tensor]:
         spread,
         information=pad(gain * disagreement, (1, 0)),
         score=pad(gain * offset, (1, 0)),
-        offset=_join(own_share * offset, last_share * shift[..., -1:]),
+        offset=join(own_share * offset, last_share * shift[..., -1:]),
     )
     squares = whiten(mean, alpha, mean.dtype).square().sum(-1)
     squares = squares + whiten(mean / b - shift, beta, mean.dtype).square().sum(-1)
@@ -342,16 +344,10 @@ def _expand(x: Tensor, n: int) -> Tensor:
     return x.expand(x.shape[:-1] + (n,))
 
 
-def _join(first: Tensor, last: Tensor) -> Tensor:
-    """Concatenation along the last dimension of tensors whose leading dimensions broadcast."""
-    batch_shape = broadcast_shape(first.shape[:-1], last.shape[:-1])
-    return torch.cat([part.expand(batch_shape + part.shape[-1:]) for part in (first, last)], -1)
-
-
 def _like(q: AR1Normal, loc: Tensor, scale: Tensor, atanh_rho: Tensor, batch_shape: torch.Size) -> AR1Normal:
     """A chain that was computed from q. Its parameters are not checked again; values will be where q's are."""
     chain = AR1Normal(loc, scale, atanh_rho=atanh_rho, validate_args=False)
-    chain._validate_args = q._validate_args
+    chain._set_validation(vars(q).get("_validate_args"))
     return chain if chain.batch_shape == batch_shape else chain.expand(batch_shape)
 
 
@@ -367,8 +363,8 @@ def _event_size(loc: Tensor) -> int:
 
 
 def _as_parameter(name: str, value: Tensor | float, loc: Tensor, size: int) -> Tensor:
-    """value on loc's device, of shape ``(..., 1)`` or ``(..., size)``. As everywhere in torch, numbers and 0-d tensors
-    don't take part in promotion."""
+    """value, of shape ``(..., 1)`` or ``(..., size)``. As everywhere in torch, numbers and 0-d tensors don't take part
+    in promotion, and go to loc's device."""
     dtype = loc.dtype
     if isinstance(value, Tensor):
         fits = value.is_floating_point() and (value.dim() == 0 or value.shape[-1] in (1, size))
@@ -381,28 +377,38 @@ def _as_parameter(name: str, value: Tensor | float, loc: Tensor, size: int) -> T
             f"{name} must be a real number or a floating-point tensor whose last dimension is {sizes}, for loc of "
             f"shape {tuple(loc.shape)}; got {_describe(value)}."
         )
-    return torch.atleast_1d(torch.as_tensor(value, dtype=dtype, device=loc.device))
+    return at_least_1d(as_tensor(value, dtype, loc.device))
 
 
 def _positions(index: Index, d: int, device: torch.device) -> Tensor:
     """The coordinates that index names, increasing, from 0 to d - 1. They are always checked: like shapes, they decide
-    what the result is."""
-    if isinstance(index, slice):
-        index = list(range(d)[index])
+    what the result is. What is no tensor is checked in Python, which a compiler can follow."""
     wanted = f"index must be a slice, a boolean mask of shape ({d},) or increasing integers from {-d} to {d - 1}"
-    try:
-        given = torch.as_tensor(index)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{wanted}; got {index!r}.") from None
-    if given.dim() != 1 or (given.dtype == torch.bool and given.shape != (d,)):
-        raise ValueError(f"{wanted}; got {_describe(given)}.")
-    if given.numel() == 0:
-        return torch.empty(0, dtype=torch.long, device=device)  # an empty list has a type, but not by intent
-    if given.dtype == torch.bool:
-        return given.to(device).nonzero().squeeze(-1)
-    if given.is_floating_point() or given.is_complex():
-        raise ValueError(f"{wanted}; got {_describe(given)}.")
-    given = given.long()
+    if isinstance(index, slice):
+        index = range(d)[index]
+    if not isinstance(index, Tensor) and not isinstance(index, Sequence):
+        try:
+            index = torch.as_tensor(index)  # an array
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{wanted}; got {index!r}.") from None
+    if not isinstance(index, Tensor):
+        is_mask = len(index) > 0 and all(isinstance(each, bool) for each in index)
+        if not is_mask and any(isinstance(each, bool) or not isinstance(each, numbers.Integral) for each in index):
+            raise ValueError(f"{wanted}; got {index!r}.")
+        entries = [t for t, kept in enumerate(index) if kept] if is_mask else [t + d if t < 0 else t for t in index]
+        is_increasing = all(before < after for before, after in itertools.pairwise(entries))
+        if (is_mask and len(index) != d) or not is_increasing or not all(0 <= t < d for t in entries):
+            raise ValueError(f"{wanted}; got {index!r}.")
+        return torch.tensor(entries, dtype=torch.long, device=device)
+    if index.dim() != 1 or (index.dtype == torch.bool and index.shape != (d,)):
+        raise ValueError(f"{wanted}; got {_describe(index)}.")
+    if index.numel() == 0:
+        return torch.empty(0, dtype=torch.long, device=device)  # an empty tensor has a type, but not by intent
+    if index.dtype == torch.bool:
+        return index.to(device).nonzero().squeeze(-1)
+    if index.is_floating_point() or index.is_complex():
+        raise ValueError(f"{wanted}; got {_describe(index)}.")
+    given = index.long()
     positions = torch.where(given < 0, given + d, given)
     if not (((positions >= 0) & (positions < d)).all() and (positions.diff() > 0).all()):
         raise ValueError(f"{wanted}; got {given.tolist() if len(given) <= 10 else _describe(given)}.")
@@ -411,6 +417,13 @@ def _positions(index: Index, d: int, device: torch.device) -> Tensor:
 
 def _mask(positions: Tensor, d: int) -> Tensor:
     return torch.zeros(d, dtype=torch.bool, device=positions.device).index_fill(0, positions, True)
+
+
+def _places(mask: Tensor, n: int) -> Tensor:
+    """Where a mask of n true entries is true: nonzero, of a size that a compiler knows."""
+    rank = torch.where(mask, mask.cumsum(0) - 1, n)
+    places = torch.arange(mask.shape[0], device=mask.device)
+    return places.new_empty(n + 1).scatter(0, rank, places)[:n]
 
 
 def _common_batch_shape(q: AR1Normal, loc: Tensor) -> torch.Size:

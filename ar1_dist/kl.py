@@ -12,13 +12,15 @@ AR1Normal                             Independent(p, 1), p univariate with a KL 
 AR1Normal                             MultivariateNormal                                  d³
 AR1Normal                             LowRankMultivariateNormal, of rank r                d r²
 Independent(Normal, 1)                AR1Normal                                           d
+Independent(Delta, 1), Pyro's         AR1Normal                                           d
 MultivariateNormal                    AR1Normal                                           d²
 LowRankMultivariateNormal, of rank r  AR1Normal                                           d r
 MultivariateNormal                    Independent(p, 1), as above                         d²
 LowRankMultivariateNormal, of rank r  Independent(p, 1), as above                         d r²
 ====================================  ==================================================  ===================
 
-The last two are registered only where torch and Pyro lack them.
+The last two are registered only where torch and Pyro lack them. That from a point v is Pyro's convention,
+:math:`-\log p(v)`.
 
 Note:
     :func:`torch.compile` can't trace the first look-up of a pair, so that importing this module looks all of these
@@ -30,6 +32,7 @@ import itertools
 
 import pyro.distributions
 import torch
+from pyro.distributions import Delta
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import (
@@ -45,7 +48,7 @@ from torch.distributions.kl import _KL_MEMOIZE, _dispatch_kl
 from torch.nn.functional import softplus
 
 from ar1_dist.ar1_normal import AR1Normal
-from ar1_dist.functional import log_cosh, sign_of, sum_shared, whiten, widen
+from ar1_dist.functional import atanh_of, log_cosh, sign_of, sum_shared, whiten, widen
 from ar1_dist.kernels import with_kernels
 from ar1_dist.recurrence import linear_recurrence
 
@@ -76,8 +79,10 @@ def _kl_ar1_ar1(q: AR1Normal, p: AR1Normal) -> Tensor:
     previous, current = (ratio, ratio) if ratio.shape[-1] == 1 else (ratio[..., :-1], ratio[..., 1:])
     sign = sign_of(beta)
     deviation = beta.cosh() * (current - previous) + (-sign * beta).exp() * previous
-    # sigmoid(-x) as exp(-softplus(x)), whose derivative is right to full relative precision also for x << 0.
-    overlap = 2 * sign * (2 * beta).sinh() * (-softplus(2 * sign * alpha, threshold=40)).exp() * current * previous
+    # sigmoid(-2x) as exp(-softplus(2x)), whose derivative is right to full relative precision also for x << 0; half of
+    # it to each factor of sinh(2 beta) = 2 sinh(beta) cosh(beta), which overflow only where the divergence does.
+    half = (-0.5 * softplus(2 * sign * alpha, threshold=40)).exp()
+    overlap = 4 * sign * (beta.sinh() * half) * (beta.cosh() * half) * current * previous
     second_moment = (
         whiten((loc_q - loc_p) / scale_p, beta, beta.dtype).square().sum(-1)
         + ratio[..., 0].square()
@@ -91,6 +96,8 @@ def _kl_ar1_ar1(q: AR1Normal, p: AR1Normal) -> Tensor:
 def _kl_independent_ar1(q: Independent, p: AR1Normal) -> Tensor:
     _common_event_size(q, p)
     base, ndims = _unwrap(q)
+    if isinstance(base, Delta) and ndims + base.event_dim == 1:  # a guide of points: Pyro's convention
+        return -p.log_prob(base.v)
     if not (isinstance(base, Normal) and ndims == 1):
         raise NotImplementedError(f"No KL(p || q) is implemented for p type {q} and q type {type(p).__name__}")
     return _kl_ar1_ar1(AR1Normal(base.loc, base.scale, 0.0, validate_args=False), p)
@@ -176,9 +183,12 @@ def kl_to_normal(
     r"""To independent normals :math:`\mathcal{N}(\mu_t, \tau_t^2)`, the case that guides meet in every step:
     :math:`\sum_t \big[\tfrac12 \big(\mathrm{scale}_t^2 + (\mathrm{loc}_t - \mu_t)^2\big)/\tau_t^2 - \tfrac12 -
     \log(\mathrm{scale}_t/\tau_t)\big] - \tfrac12 \sum_{t \ge 2} \log(1 - \rho_t^2)`."""
-    marginals, p = Normal(loc, scale, validate_args=False), Normal(p_loc, p_scale, validate_args=False)
-    alpha = correlation if atanh else correlation.atanh()
-    return kl_divergence(marginals, p).sum(-1) + sum_shared(log_cosh(alpha), loc.shape[-1] - 1)
+    dtype = torch.promote_types(loc.dtype, p_loc.dtype)
+    if dtype in (torch.float16, torch.bfloat16):  # squares of ratios leave their range, or are 0
+        loc, scale, correlation, p_loc, p_scale = (x.float() for x in (loc, scale, correlation, p_loc, p_scale))
+    ratio, shift = scale / p_scale, (loc - p_loc) / p_scale
+    marginals = (0.5 * (shift.square() + ratio.square() - 1) - ratio.log()).sum(-1)
+    return (marginals + sum_shared(log_cosh(atanh_of(correlation, atanh)), loc.shape[-1] - 1)).to(dtype)
 
 
 def _log_cosh_ratio(x: Tensor, y: Tensor) -> Tensor:

@@ -748,7 +748,7 @@ def _excess(loc, p_loc, scale, step, p_scale):
     r""":math:`\sum_t \big((\mathrm{loc}_t - \mu_t)^2 + \mathrm{scale}_t^2\big)/\tau_t^2 - 1`."""
     total = 0.0
     for t in range(loc.size):
-        tau, sigma = float64(p_scale[t]), float64(scale[t * step])
+        tau, sigma = min(float64(p_scale[t]), 1e308), float64(scale[t * step])  # inf - inf would be NaN
         inverse, delta = 1 / tau, float64(loc[t]) - p_loc[t]
         total += (delta * inverse) * (delta * inverse) + ((sigma - tau) * inverse) * ((sigma + tau) * inverse)
     return total

@@ -33,7 +33,7 @@ def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) 
     :math:`y_t = a_{t+1}\, y_{t+1} + x_t`.
 
     Differentiable to any order in both modes, under :func:`torch.vmap` and :func:`torch.compile`. The eager backward
-    pass keeps the coefficient and :math:`y` only.
+    pass of plain torch keeps the coefficient and :math:`y` only.
 
     Example:
 

@@ -95,7 +95,7 @@ class AR1Transform(Transform):
 
     @property
     def scale(self) -> Tensor:
-        return _at_least_1d(self._scale)
+        return at_least_1d(self._scale)
 
     # Derived on each access, not kept: a kept one would be stale after an optimiser's step on a leaf, and its part of
     # the autograd graph would be gone after the first backward.
@@ -110,7 +110,7 @@ class AR1Transform(Transform):
     @property
     def correlation(self) -> Tensor:
         """``rho`` or ``atanh_rho``, whichever was given."""
-        return _at_least_1d(self._correlation)
+        return at_least_1d(self._correlation)
 
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,7 +124,8 @@ class AR1Transform(Transform):
     def with_cache(self, cache_size: int = 1) -> "AR1Transform":
         if self._cache_size == cache_size:
             return self
-        return type(self)(**self.parameters(), cache_size=cache_size)
+        given = dict(zip(self.names, (self.loc, self._scale, self._correlation), strict=True))
+        return type(self)(**given, cache_size=cache_size)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AR1Transform) or self.names != other.names:
@@ -147,6 +148,12 @@ class AR1Transform(Transform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return self.log_det.expand(broadcast_shape(self.batch_shape, x.shape[:-1]))
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return torch.Size(broadcast_shape(self.batch_shape, shape[:-1])) + self.event_shape
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return self.forward_shape(shape)
 
     @property
     def log_det(self) -> Tensor:
@@ -206,10 +213,10 @@ def _as_tensors(parameters: dict[str, Any]) -> list[Tensor]:
     # As everywhere in torch, numbers and 0-d tensors don't take part in promotion.
     dtypes = [value.dtype for value in parameters.values() if isinstance(value, Tensor) and value.dim() > 0]
     dtype, device = functools.reduce(torch.promote_types, dtypes), parameters["loc"].device
-    return [_as_tensor(value, dtype, device) for value in parameters.values()]
+    return [as_tensor(value, dtype, device) for value in parameters.values()]
 
 
-def _as_tensor(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+def as_tensor(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     if not isinstance(value, Tensor):
         return torch.full((1,), float(value), dtype=dtype, device=device)
     if value.dim() == 0:
@@ -217,5 +224,5 @@ def _as_tensor(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     return value if value.dtype == dtype else value.to(dtype)
 
 
-def _at_least_1d(x: Tensor) -> Tensor:
+def at_least_1d(x: Tensor) -> Tensor:
     return x if x.dim() > 0 else x.unsqueeze(0)

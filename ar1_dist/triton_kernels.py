@@ -1,6 +1,6 @@
 r"""The recurrence and the chain's two passes as Triton kernels, for CUDA devices.
 
-Plain functions on detached tensors, without autograd: :mod:`ar1_dist.recurrence` differentiates. Every tensor is a
+Plain functions on detached tensors, without autograd: :mod:`ar1_dist.kernels` differentiates. Every tensor is a
 matrix whose rows are separate problems; a parameter with fewer rows than the noise serves row r by its row ``r %
 rows``, and one that is equal along the row has one column.
 
@@ -41,9 +41,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["DTYPES", "Plan", "available", "chain_backward", "chain_forward", "linear_recurrence", "plan_for"]
-
-DTYPES = (torch.float32, torch.float64)  # what the kernels compute in; all tensors of a call have the same
+__all__ = ["Plan", "available", "chain_backward", "chain_forward", "linear_recurrence", "plan_for"]
 
 _WARPS = 4
 _TILE_BYTES = 8192  # 16 float32 for each thread
@@ -120,9 +118,8 @@ def chain_forward(
     noise: Tensor,
     *,
     atanh: bool,
-    keep_u: bool = True,
     plan: Plan | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     r"""Colour noise: :math:`u_1 = \epsilon_1`, :math:`u_t = \rho_t u_{t-1} + \sqrt{1 - \rho_t^2}\, \epsilon_t` and
     :math:`z_t = \mathrm{loc}_t + \mathrm{scale}_t\, u_t`.
 
@@ -133,19 +130,18 @@ def chain_forward(
             1)`` or ``(p, 1)``.
         noise (Tensor): :math:`\epsilon`, of shape ``(n, d)``.
         atanh (bool): which correlation it is.
-        keep_u (bool): return :math:`u`, which the backward pass needs.
         plan (Plan): by default :func:`plan_for`.
 
     Returns:
-        tuple: :math:`z` and, with ``keep_u``, :math:`u`, of shape ``(n, d)``.
+        tuple: :math:`z` and :math:`u`, which the backward pass needs, of shape ``(n, d)``.
     """
     loc, scale, correlation, noise = map(_unit_stride, (loc, scale, correlation, noise))
     z = torch.empty_like(noise, memory_format=torch.contiguous_format)
-    u = torch.empty_like(z) if keep_u else None
-    tensors = (loc, scale, correlation, noise, z, z if u is None else u)
+    u = torch.empty_like(z)
+    tensors = (loc, scale, correlation, noise, z, u)
     strides = (*_rows_of(loc), *_rows_of(scale), *_rows_of(correlation), noise.stride(0))
     shared = {"SHARED_SCALE": scale.shape[1] == 1, "SHARED_RHO": correlation.shape[1] == 1}
-    _launch(_forward_kernel, plan, noise, tensors, strides, ATANH=atanh, KEEP_U=keep_u, **shared)
+    _launch(_forward_kernel, plan, noise, tensors, strides, ATANH=atanh, **shared)
     return z, u
 
 
@@ -398,7 +394,6 @@ def _forward_kernel(
     SHARED_SCALE: tl.constexpr,
     SHARED_RHO: tl.constexpr,
     ATANH: tl.constexpr,
-    KEEP_U: tl.constexpr,
     COMPOSE: tl.constexpr,
     CHUNKED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -431,8 +426,7 @@ def _forward_kernel(
             else:
                 z = loc + tl.load(scale_row[:, None] + t, mask=real, other=0.0) * u
             tl.store(z_ptr + row[:, None] * d + t, z, mask=real)
-            if KEEP_U:
-                tl.store(u_ptr + row[:, None] * d + t, u, mask=real)
+            tl.store(u_ptr + row[:, None] * d + t, u, mask=real)
     if COMPOSE:
         _save_map(maps, product, carry, n, row, chunk, chunks)
 

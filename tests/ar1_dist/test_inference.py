@@ -245,6 +245,18 @@ def test_bad_index(index):
         q.condition(index, torch.zeros(2))
 
 
+def test_only_numbers_move_to_the_device_of_loc():
+    """As everywhere in torch, and as in the constructor itself."""
+    loc, number = torch.zeros(3, device="meta"), torch.tensor(1.0)
+    assert AR1Normal.from_transitions(loc, 1.0, number, number, validate_args=False).scale.device.type == "meta"
+    for build in (
+        lambda: AR1Normal(loc, torch.ones(3), 0.5, validate_args=False).rsample(),
+        lambda: AR1Normal.from_transitions(loc, 1.0, torch.ones(2), 1.0, validate_args=False),
+    ):
+        with pytest.raises(RuntimeError, match="device"):
+            build()
+
+
 @pytest.mark.parametrize("nothing", [[], torch.zeros(5, dtype=torch.bool), slice(0, 0), torch.empty(0)])
 def test_nothing_and_everything(nothing):
     q = Case(5, (2,)).build()
@@ -589,6 +601,25 @@ def test_compiles_into_one_graph():
     inputs = [torch.rand(n, dtype=torch.float64, requires_grad=True) for n in (20, 20, 19, 20, 20)]
     expected = torch.autograd.grad(evidence(*inputs), inputs)
     compiled = torch.compile(evidence, fullgraph=True, backend="aot_eager")
+    for got, want in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    "index", [[1, 3, 4], slice(1, None, 2), [False, True, True, False, True], torch.tensor([0, 2])]
+)
+def test_index_of_constants_compiles_into_one_graph(index):
+    """Of a tensor, the numbers decide; a list is part of the program."""
+
+    def both(loc, scale, atanh_rho, value):
+        q = AR1Normal(loc, scale, atanh_rho=atanh_rho, validate_args=False)
+        parts = (q.marginal(index), q.condition(index, value))
+        return sum(part.loc.sum() + part.scale.sum() + part.atanh_rho.sum() for part in parts)
+
+    n = AR1Normal(torch.zeros(5), 1.0, 0.5).marginal(index).event_shape[0]
+    inputs = [torch.rand(m, dtype=torch.float64, requires_grad=True) for m in (5, 5, 4, n)]
+    expected = torch.autograd.grad(both(*inputs), inputs)
+    compiled = torch.compile(both, fullgraph=not isinstance(index, torch.Tensor), backend="aot_eager")
     for got, want in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
         assert_close(got, want)
 

@@ -239,6 +239,61 @@ def test_does_not_replace_what_is_registered():
             assert torch.distributions.kl._dispatch_kl(q, p).__module__ == "torch.distributions.kl"
 
 
+@pytest.mark.parametrize("scale", [1e-4, 300.0], ids=["small", "large"])
+def test_of_half_precision_to_factorised(scale, each_path):
+    """Squares of the ratio of the scales would be 0, and infinite, in float16."""
+    q = AR1Normal(torch.zeros(3, dtype=torch.float16), scale, 0.5)
+    p = Independent(Normal(torch.zeros(3, dtype=torch.float16), 1.0), 1)
+    expected = AR1Normal(torch.zeros(3, dtype=torch.float64), q.scale.double(), 0.5)
+    assert kl_divergence(q, p).dtype == torch.float16
+    wanted = kl_divergence(expected, Independent(Normal(torch.zeros(3, dtype=torch.float64), 1.0), 1))
+    if wanted < torch.finfo(torch.float16).max:
+        assert kl_divergence(q, p).item() == pytest.approx(wanted.item(), rel=1e-3)
+    else:
+        assert kl_divergence(q, p).item() == math.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_extreme_scales_to_factorised(dtype, each_path):
+    """Of a scale whose square underflows; and to what is flat, from which everything is infinitely far."""
+    q = AR1Normal(torch.zeros(3, dtype=dtype), 1e-23 if dtype == torch.float32 else 1e-170, 0.5)
+    p = Independent(Normal(torch.zeros(3, dtype=dtype), 1.0), 1)
+    expected = 3 * (-0.5 - math.log(q.scale.item())) - math.log(0.75)
+    assert kl_divergence(q, p).item() == pytest.approx(expected, rel=1e-6)
+    flat = Independent(Normal(torch.zeros(3, dtype=dtype), math.inf, validate_args=False), 1)
+    assert kl_divergence(AR1Normal(torch.zeros(3, dtype=dtype), 1.0, 0.5), flat).item() == math.inf
+
+
+@pytest.mark.parametrize("atanh_rho", [400.0, -700.0])
+def test_between_chains_of_correlations_beyond_those_of_any_float(atanh_rho, each_path):
+    """Their hyperbolic functions are finite up to 710, their products are not."""
+    q, p = (
+        {
+            "loc": torch.zeros(3, dtype=torch.float64),
+            "scale": torch.ones(1, dtype=torch.float64),
+            "atanh_rho": torch.tensor([value], dtype=torch.float64, requires_grad=True),
+        }
+        for value in (atanh_rho, 0.999 * atanh_rho)
+    )
+    assert kl_divergence(AR1Normal(**q), AR1Normal(**q)).item() == pytest.approx(0, abs=1e-10)
+    with mpmath.workdps(700):
+        a, b = (mpmath.mpf(each["atanh_rho"].item()) for each in (q, p))
+        r, s = mpmath.tanh(a), mpmath.tanh(b)
+        pair = 0.5 * ((1 - 2 * r * s + s**2) / (1 - s**2) - 1) + mpmath.log(mpmath.cosh(a) / mpmath.cosh(b))
+    got = kl_divergence(AR1Normal(**q), AR1Normal(**p))
+    assert got.item() == pytest.approx(float(2 * pair), rel=1e-10)
+    for gradient in torch.autograd.grad(got, [q["atanh_rho"], p["atanh_rho"]]):
+        assert gradient.isfinite()
+
+
+@pytest.mark.parametrize("event_dim", [0, 1])
+def test_from_a_point(event_dim):
+    """Pyro's convention, by which a guide of points has the divergence -log p."""
+    p, v = Case(3, (2,)).build(), torch.ones(2, 3, dtype=torch.float64)
+    point = pyro.distributions.Delta(v, event_dim=event_dim).to_event(1 - event_dim)
+    assert_close(kl_divergence(point, p), -p.log_prob(v))
+
+
 @pytest.mark.parametrize("x", [0.0, 1e-6, 0.3, -2.0, 15.0, -15.0])
 @pytest.mark.parametrize("y", [0.0, 1e-6, -0.3, 2.0, 15.0, 15.001])
 def test_log_cosh_ratio(x, y):

@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 import pyro
 import pyro.distributions as dist
-import pyro.infer.trace_mean_field_elbo
 import pytest
 import scipy.special
 import scipy.stats
@@ -35,7 +34,7 @@ from ar1_dist import AR1Normal, AR1Transform
 
 from . import reference
 from .cases import CASES, Case, assert_close, over
-from .elbo import PARTICLES, estimator_of
+from .elbo import PARTICLES, Conjugate, estimator_of
 
 N, D = 4, 3
 CHAIN = Case(D)
@@ -200,41 +199,8 @@ def test_lift_with_a_prior_and_of_a_parameter():
     assert_close(trace.nodes["z"]["log_prob"], reference.log_prob(lifted, z.numpy()))
 
 
-# An exactly solvable model: a chain observed with independent noise. The posterior's precision is tridiagonal too, so
-# that it is an AR1Normal; at it the importance weight of every draw is the evidence.
-
-NOISE = 0.7
-
-
-class Conjugate:
-    """N rows, each a chain with normal noise on its coordinates, by dense linear algebra."""
-
-    def __init__(self) -> None:
-        self.prior = {name: torch.from_numpy(array) for name, array in CHAIN.arrays().items()}
-        prior_loc, prior_cov = CHAIN.arrays()["loc"], reference.covariance(CHAIN.arrays())
-        data = np.random.default_rng(2).normal(size=(N, D))
-        self.data = torch.from_numpy(data)
-        self.cov = np.linalg.inv(np.linalg.inv(prior_cov) + np.eye(D) / NOISE**2)
-        self.loc = (np.linalg.solve(prior_cov, prior_loc) + data / NOISE**2) @ self.cov
-        self.log_evidence = scipy.stats.multivariate_normal(prior_loc, prior_cov + NOISE**2 * np.eye(D)).logpdf(data)
-        self.scale = np.sqrt(np.diagonal(self.cov))
-        self.rho = np.diagonal(self.cov, 1) / self.scale[:-1] / self.scale[1:]
-
-    def model(self) -> None:
-        with pyro.plate("data", N, dim=-1):
-            z = pyro.sample("z", AR1Normal(**self.prior))
-            pyro.sample("x", dist.Normal(z, NOISE).to_event(1), obs=self.data)
-
-    def exact_guide(self) -> None:
-        loc, scale, rho = (
-            pyro.param(name, torch.from_numpy(getattr(self, name).copy())) for name in ("loc", "scale", "rho")
-        )
-        with pyro.plate("data", N, dim=-1):
-            pyro.sample("z", AR1Normal(loc, scale, rho))
-
-
 def test_the_posterior_is_a_chain():
-    conjugate = Conjugate()
+    conjugate = Conjugate(N)
     covariance = reference.covariance({"loc": np.zeros(D), "scale": conjugate.scale, "rho": conjugate.rho})
     np.testing.assert_allclose(covariance, conjugate.cov, rtol=1e-10)
 
@@ -251,7 +217,7 @@ def test_the_posterior_is_a_chain():
     ],
 )
 def test_elbo_at_the_posterior_is_the_evidence(elbo, particles):
-    conjugate = Conjugate()
+    conjugate = Conjugate(N)
     estimator = estimator_of(elbo, **PARTICLES[particles])
     for _ in range(2):  # a jit traces once, and then runs what it has traced
         loss = estimator.loss_and_grads(conjugate.model, conjugate.exact_guide)
@@ -264,7 +230,7 @@ def test_elbo_at_the_posterior_is_the_evidence(elbo, particles):
 
 @pytest.mark.parametrize("particles", PARTICLES)
 def test_mean_field_elbo_at_the_posterior(particles):
-    conjugate = Conjugate()
+    conjugate = Conjugate(N)
     prior_loc, prior_cov = CHAIN.arrays()["loc"], reference.covariance(CHAIN.arrays())
     kl = sum(reference.dense_kl(loc, conjugate.cov, prior_loc, prior_cov) for loc in conjugate.loc)
     options = PARTICLES[particles]
@@ -276,19 +242,21 @@ def test_mean_field_elbo_at_the_posterior(particles):
         draws = chain.sample((3,))
     else:
         draws = torch.stack([chain.sample() for _ in range(options.get("num_particles", 1))])
-    log_likelihood = scipy.stats.norm(draws.numpy(), NOISE).logpdf(conjugate.data.numpy()).sum((-2, -1)).mean()
+    log_likelihood = (
+        scipy.stats.norm(draws.numpy(), Conjugate.noise).logpdf(conjugate.data.numpy()).sum((-2, -1)).mean()
+    )
     assert loss == pytest.approx(kl - log_likelihood, rel=1e-10)
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, JitTrace_ELBO])
 def test_svi_finds_the_posterior(elbo):
-    conjugate = Conjugate()
+    conjugate = Conjugate(N)
 
     def guide():
         loc = pyro.param("loc", torch.zeros(N, D, dtype=torch.float64))
         scale = pyro.param("scale", torch.ones(D, dtype=torch.float64), constraint=AR1Normal.arg_constraints["scale"])
         rho = pyro.param("rho", torch.zeros(D - 1, dtype=torch.float64), constraint=AR1Normal.arg_constraints["rho"])
-        with pyro.plate("data", N, dim=-1):
+        with pyro.plate("rows", N, dim=-1):
             pyro.sample("z", AR1Normal(loc, scale, rho))
 
     estimator = estimator_of(elbo, num_particles=64, vectorize_particles=True)
@@ -301,13 +269,13 @@ def test_svi_finds_the_posterior(elbo):
 
 def test_subsampled_svi_step_is_unbiased():
     """The loss of a subsample, scaled by the plate, averages over subsamples to the whole loss."""
-    conjugate = Conjugate()
+    conjugate = Conjugate(N)
     parameters = [torch.from_numpy(getattr(conjugate, name)) for name in ("loc", "scale", "rho")]
 
     def model(subsample=None):
         with pyro.plate("data", N, dim=-1, subsample=subsample) as index:
             z = pyro.sample("z", AR1Normal(**conjugate.prior))
-            pyro.sample("x", dist.Normal(z, NOISE).to_event(1), obs=conjugate.data[index])
+            pyro.sample("x", dist.Normal(z, Conjugate.noise).to_event(1), obs=conjugate.data[index])
 
     def guide(subsample=None):
         with pyro.plate("data", N, dim=-1, subsample=subsample) as index:
@@ -321,7 +289,7 @@ def test_subsampled_svi_step_is_unbiased():
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_nuts(jit_compile):
-    conjugate = Conjugate()
+    conjugate = Conjugate(N)
     kernel = NUTS(conjugate.model, jit_compile=jit_compile, ignore_jit_warnings=True, max_tree_depth=5)
     mcmc = MCMC(kernel, num_samples=300, warmup_steps=150, disable_progbar=True)
     mcmc.run()
@@ -337,7 +305,7 @@ def test_nuts(jit_compile):
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive(parallel):
-    conjugate = Conjugate()
+    conjugate = Conjugate(N)
     count = 4000 if parallel else 20
     predictive = Predictive(conjugate.model, guide=conjugate.exact_guide, num_samples=count, parallel=parallel)
     z = predictive()["z"].detach()
@@ -358,7 +326,7 @@ def test_enumeration_over_chains(elbo):
     @config_enumerate
     def model():
         logits = pyro.param("logits", weights.log())
-        with pyro.plate("data", N, dim=-1):
+        with pyro.plate("rows", N, dim=-1):
             k = pyro.sample("k", dist.Categorical(logits=logits))
             pyro.sample("x", AR1Normal(**{name: value[k] for name, value in stacked.items()}), obs=data)
 
@@ -473,7 +441,7 @@ def test_affine_transform_of_a_chain(case):
     transform = dist.transforms.AffineTransform(0.5, -2.0)
 
     def model():
-        with pyro.plate("outer", 2, dim=-2), pyro.plate("data", N, dim=-1):
+        with pyro.plate("outer", 2, dim=-2), pyro.plate("rows", N, dim=-1):
             return pyro.sample("z", dist.TransformedDistribution(AR1Normal(**parameters), [transform]))
 
     site = trace_of(model).nodes["z"]
@@ -486,7 +454,7 @@ def test_affine_transform_of_a_chain(case):
 def test_transform_of_a_standard_normal(case):
     def model():
         base = dist.Normal(torch.zeros(D, dtype=torch.float64), 1.0).to_event(1)
-        with pyro.plate("outer", 2, dim=-2), pyro.plate("data", N, dim=-1):
+        with pyro.plate("outer", 2, dim=-2), pyro.plate("rows", N, dim=-1):
             return pyro.sample("z", dist.TransformedDistribution(base, [AR1Transform(**case.parameters())]))
 
     site = trace_of(model).nodes["z"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from torch.autograd.functional import jacobian
+from torch.distributions import Independent, TransformedDistribution
 from torch.distributions import Normal as TorchNormal
-from torch.distributions import TransformedDistribution
 
 from ar1_dist import AR1Normal, AR1Transform
 from ar1_dist.functional import log_cosh
@@ -72,6 +72,23 @@ def test_is_a_torch_transform():
     )
     value = torch.randn(7, 4)
     torch.testing.assert_close(flow.log_prob(value), AR1Normal(**parameters).log_prob(value))
+
+
+def test_batch_shape_of_a_transformed_distribution():
+    """Parameters' leading dimensions are the distribution's, as of torch's affine transform."""
+    base = Independent(TorchNormal(torch.zeros(3), 1.0), 1)
+    flow = TransformedDistribution(base, [AR1Transform(torch.zeros(4, 3), 1.0, 0.5)])
+    assert (flow.batch_shape, flow.event_shape) == ((4,), (3,))
+    assert flow.rsample((2,)).shape == (2, 4, 3)
+    assert flow.log_prob(torch.zeros(3)).shape == (4,)
+    inverse = TransformedDistribution(base, [AR1Transform(torch.zeros(4, 3), 1.0, 0.5).inv])
+    assert inverse.rsample((2,)).shape == (2, 4, 3)
+
+
+def test_cached_transform_can_be_copied():
+    scale = torch.tensor(2.0, requires_grad=True)
+    copied = copy.deepcopy(AR1Transform(torch.zeros(3), scale, 0.5).with_cache())
+    assert copied.scale.item() == 2.0
 
 
 def test_cache_returns_the_very_noise():
