@@ -7,7 +7,8 @@ def main() -> int:
     try:
         from vae_models import cli
     except ModuleNotFoundError as error:
-        print(f"vae-models: {error.name} is not installed; pip install 'ar1-dist[vae]'", file=sys.stderr)
+        message = f"{error.name} is not installed; in a clone of the repository: pip install '.[vae]'"
+        print(f"vae-models: {message}", file=sys.stderr)
         return 2
     return cli.main()
 

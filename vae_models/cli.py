@@ -61,8 +61,8 @@ def _one_line_errors() -> Iterator[None]:
     except (ImportError, RuntimeError) as error:
         # Lightning imports torchvision where it is installed, and that fails beside a torch it was not built for.
         raise _Failure(
-            f"a library does not import ({error}); install what belongs together: "
-            "pip install --upgrade 'ar1-dist[vae]' torch torchvision"
+            f"a library does not import ({error}); install what belongs together, in a clone of the repository: "
+            "pip install --upgrade '.[vae]' torch torchvision"
         ) from error
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -74,9 +74,31 @@ def _one_line_errors() -> Iterator[None]:
         raise _Failure(error) from error
 
 
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        print(f"vae-models {version('ar1-dist')}")
+    except PackageNotFoundError as error:
+        raise _Failure("ar1-dist has no version: it is not installed, only in the path") from error
+    raise typer.Exit
+
+
 @app.callback()
-def _vae_models() -> None:
+def _vae_models(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Variational auto-encoders with Gaussian posteriors, the autoregressive one of the rho-VAE among them."""
+
+
+def _positive(value: float | None) -> float | None:
+    if value is not None and not 0 < value < float("inf"):
+        raise typer.BadParameter(f"{value:g} is not positive and finite.")
+    return value
 
 
 # --- Options that train and compare share. None stands for the preset's value. ---
@@ -105,7 +127,9 @@ Network = Annotated[str | None, typer.Option(help="mlp, cnn, conv64 or dcgan.", 
 Hidden = Annotated[int | None, typer.Option(min=1, help="Units of the hidden layer.", show_default="the network's")]
 Rank = Annotated[int, typer.Option(min=1, help="Rank of the posterior low_rank.")]
 Likelihood = Annotated[str, typer.Option(help="bernoulli, continuous-bernoulli or gaussian.")]
-LikelihoodScale = Annotated[float, typer.Option(help="Standard deviation of the gaussian likelihood.")]
+LikelihoodScale = Annotated[
+    float, typer.Option(callback=_positive, help="Standard deviation of the gaussian likelihood.")
+]
 LearnScale = Annotated[bool, typer.Option("--learn-scale", help="Train that standard deviation, from there on.")]
 Beta = Annotated[float | None, typer.Option(help="Weight of the KL divergence.", show_default="the preset's")]
 WarmupEpochs = Annotated[
@@ -124,10 +148,10 @@ Epochs = Annotated[
     typer.Option(min=1, help="Times to go over the training images.", show_default="15, as in the paper; digits: 100"),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per step, over all devices together.")]
-LearningRate = Annotated[float, typer.Option(help="Adam's, divided by 10 on a plateau.")]
+LearningRate = Annotated[float, typer.Option(callback=_positive, help="Adam's, divided by 10 on a plateau.")]
 PlateauPatience = Annotated[int, typer.Option(min=0, help="Epochs without improvement that make a plateau.")]
 EarlyStopping = Annotated[int | None, typer.Option(min=1, help="Epochs without improvement after which to stop.")]
-GradientClip = Annotated[float | None, typer.Option(help="Greatest norm of the gradient.")]
+GradientClip = Annotated[float | None, typer.Option(callback=_positive, help="Greatest norm of the gradient.")]
 ImportanceSamples = Annotated[int, typer.Option(min=1, help="Samples per image for the NLL.")]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="Of splits, weights, order of images and noise; for every posterior.")
@@ -185,7 +209,7 @@ def train(
     """
     with _one_line_errors():
         config = _resumed(context, out) if resume else None
-        config = config or _config(context.params, posterior)
+        config = config or _config(context, posterior)
         with _progress() as progress:
             metrics = _run(config, out, progress, context.params)
     if metrics is None:
@@ -242,7 +266,7 @@ def compare(
     with _one_line_errors():
         from vae_models import results, runs
 
-        configs = {name: _config(context.params, name) for name in dict.fromkeys(posterior)}
+        configs = {name: _config(context, name) for name in dict.fromkeys(posterior)}
         if out.exists() and not out.is_dir():
             raise _Failure(f"{out} is not a folder")
         if out.exists() and not (resume or overwrite) and any(out.iterdir()):
@@ -411,8 +435,22 @@ def _study(wanted: "Sequence[StudyRun]", out: Path, data_root: Path, accelerator
 
 _HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 
+# Options that go with one value of another option and would be ignored beside any other.
+_GOES_WITH = {
+    "rank": ("posterior", "low_rank"),
+    "likelihood_scale": ("likelihood", "gaussian"),
+    "learn_scale": ("likelihood", "gaussian"),
+    "color": ("dataset", "folder"),
+}
 
-def _config(options: Mapping[str, Any], posterior: str) -> "Config":
+
+def _given(context: typer.Context) -> set[str]:
+    """The options on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _config(context: typer.Context, posterior: str) -> "Config":
     """The preset with the options that were given, for one posterior."""
     import dataclasses
 
@@ -422,6 +460,7 @@ def _config(options: Mapping[str, Any], posterior: str) -> "Config":
     from vae_models.networks import NETWORKS
     from vae_models.posteriors import POSTERIORS
 
+    options = context.params
     choices: dict[str, Iterable[str]] = {
         "preset": PRESETS,
         "dataset": DATASETS,
@@ -433,6 +472,12 @@ def _config(options: Mapping[str, Any], posterior: str) -> "Config":
         allowed = choices.get(name, POSTERIORS)
         if value is not None and value not in allowed:
             raise _Failure(f"unknown {name.replace('_', '-')} {value!r}; choose from {', '.join(allowed)}")
+    given = _given(context)
+    for name, (other, value) in _GOES_WITH.items():
+        chosen = [options[other]] if isinstance(options[other], str) else options[other]  # compare takes posteriors
+        if name in given and value not in chosen:
+            option = name.replace("_", "-")
+            raise _Failure(f"--{option} goes with --{other} {value}, not with {', '.join(chosen)}")
     default_epochs = 100 if options["dataset"] == "digits" else 15
     gaussian = {"scale": options["likelihood_scale"], "learn_scale": options["learn_scale"]}
     overrides: dict[str, Any] = {
@@ -458,9 +503,7 @@ def _resumed(context: typer.Context, folder: Path) -> "Config | None":
     from vae_models.config import PRESETS
     from vae_models.runs import read_config
 
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-    if given - {"out", "resume", *_HARDWARE} or not (folder / "config.json").exists():
+    if _given(context) - {"out", "resume", *_HARDWARE} or not (folder / "config.json").exists():
         return None  # runs.train sees that the options agree with the run
     config = read_config(folder)
     if config.preset not in PRESETS:
@@ -542,10 +585,10 @@ def _figures_table(title: str, metrics: Mapping[str, Any]) -> Table:
 
 
 def _comparison_table(title: str, config: "Config", num_images: int, results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row per posterior, within 80 columns."""
+    """A row per posterior, within 80 columns: standard errors stand below the means."""
     table = Table(
         title=title,
-        caption=f"Nats per image, with standard errors over the {num_images:,} test images in brackets. "
+        caption=f"Nats per image; in brackets, standard errors over the {num_images:,} test images. "
         f"NLL: importance-weighted bound with {config.importance_samples:,} samples.",
         box=_RULED,
         show_edge=False,
@@ -560,10 +603,10 @@ def _comparison_table(title: str, config: "Config", num_images: int, results: Ma
         table.add_row(
             name,
             f"{result['head_parameters']:,}",
-            f"{result['negative_elbo']:.2f} ({result['negative_elbo_se']:.2f})",
+            f"{result['negative_elbo']:.2f}\n({result['negative_elbo_se']:.2f})",
             f"{result['reconstruction']:.2f}",
             f"{result['kl']:.2f}",
-            f"{result['nll']:.2f} ({result['nll_se']:.2f})",
+            f"{result['nll']:.2f}\n({result['nll_se']:.2f})",
             "-" if rho is None else f"{rho:.3f}",
             f"{result['seconds_per_epoch']:.2f}",
         )

@@ -100,12 +100,13 @@ class Config:
         return {name: getattr(self, name) for name in (*names, "likelihood_options", "objective")}
 
 
-# The four models of the rho-VAE paper (arXiv:1909.06236), with its settings: batches of 128, Adam at 1e-3 with its rate
-# reduced on a plateau, 15 epochs. Its beta-VAE has no beta and its InfoVAE no discrepancy; these are the published
-# methods.
 PRESETS: dict[str, dict[str, Any]] = {
     "vanilla": {"network": "mlp"},
     "beta": {"network": "conv64", "image_size": 64, "objective": Objective.beta_vae(4.0)},
     "cnn": {"network": "cnn"},
     "info": {"network": "dcgan", "objective": Objective.info_vae(alpha=0.0, lambda_=1000.0)},
 }
+"""The four models of the ρ-VAE paper by name. All other settings are the defaults of :class:`Config`, among them the
+paper's (arXiv:1909.06236): batches of 128, Adam at 1e-3 with its rate reduced on a plateau, 15 epochs. The paper's
+β-VAE has no β and its InfoVAE no discrepancy; these are the published methods.
+"""

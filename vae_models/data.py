@@ -21,6 +21,7 @@ from vae_models.files import FileError
 __all__ = ["BINARIZATIONS", "DATASETS", "DataError", "Images", "load"]
 
 BINARIZATIONS = ("none", "static", "dynamic")
+"""What :func:`load` may make of grey values."""
 
 # Images that are resized or binarised at once, which bounds the memory that this takes beside the images.
 _CHUNK = 1000
@@ -311,3 +312,7 @@ DATASETS: dict[str, Callable[[Path, int | None, bool, torch.Generator], Images]]
     "fashion-mnist": partial(_mnist_like, "FashionMNIST"),
     "folder": _folder,
 }
+"""The data sets by name, as the functions that :func:`load` calls.
+
+:meta hide-value:
+"""

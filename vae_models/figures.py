@@ -34,6 +34,10 @@ def curves(
 ) -> Figure:
     """The loss by epoch, on the training images dashed and on the validation images solid.
 
+    Example:
+
+        >>> figure = curves({"ar1": [230.0, 160.0]}, {"ar1": [225.0, 165.0]}, title="Loss")
+
     Args:
         train (mapping): of figures per epoch.
         validation (mapping): the same, for the validation images.
@@ -72,6 +76,10 @@ def _limits(runs: Sequence[Sequence[float]]) -> tuple[float, float]:
 def samples(images: Mapping[str, Tensor], *, title: str) -> Figure:
     """Sheets of samples, as near to square as their number allows, side by side.
 
+    Example:
+
+        >>> figure = samples({"ar1": torch.rand(64, 1, 8, 8)}, title="Samples from the prior")
+
     Args:
         images (mapping): of tensors ``(n, C, H, W)``.
         title (str): above the sheets.
@@ -88,6 +96,11 @@ def samples(images: Mapping[str, Tensor], *, title: str) -> Figure:
 def reconstructions(originals: Tensor, images: Mapping[str, Tensor], *, title: str) -> Figure:
     """A row of originals, and under it a row of reconstructions for every posterior.
 
+    Example:
+
+        >>> originals = torch.rand(12, 1, 8, 8)
+        >>> figure = reconstructions(originals, {"ar1": torch.rand(12, 1, 8, 8)}, title="Reconstructions")
+
     Args:
         originals (Tensor): of shape ``(n, C, H, W)``.
         images (mapping): of tensors of that shape.
@@ -99,6 +112,10 @@ def reconstructions(originals: Tensor, images: Mapping[str, Tensor], *, title: s
 
 def traversals(images: Tensor, latents: Sequence[int], values: Sequence[float], *, title: str) -> Figure:
     """A row for every latent that is moved alone.
+
+    Example:
+
+        >>> figure = traversals(torch.rand(2, 3, 1, 8, 8), [4, 0], [-2.0, 0.0, 2.0], title="Traversals")
 
     Args:
         images (Tensor): of shape ``(len(latents), len(values), C, H, W)``, as
@@ -117,6 +134,11 @@ def traversals(images: Tensor, latents: Sequence[int], values: Sequence[float], 
 
 def interpolations(first: Tensor, images: Tensor, second: Tensor, *, title: str) -> Figure:
     """A row for every pair of images: the first, what lies between them, and the second.
+
+    Example:
+
+        >>> first, second = torch.rand(2, 6, 1, 8, 8)
+        >>> figure = interpolations(first, torch.rand(6, 9, 1, 8, 8), second, title="Interpolations")
 
     Args:
         first, second (Tensor): of shape ``(n, C, H, W)``.
@@ -138,6 +160,10 @@ def interpolations(first: Tensor, images: Tensor, second: Tensor, *, title: str)
 def correlations(matrices: Mapping[str, Tensor], *, title: str) -> Figure:
     """Heat maps of correlation matrices on one scale from -1 to 1.
 
+    Example:
+
+        >>> figure = correlations({"diagonal": torch.eye(20)}, title="Mean posterior correlation")
+
     Args:
         matrices (mapping): of tensors ``(d, d)``, as :func:`vae_models.evaluation.mean_correlation` gives them.
         title (str): above the heat maps.
@@ -157,7 +183,13 @@ def correlations(matrices: Mapping[str, Tensor], *, title: str) -> Figure:
 
 
 def png(figure: Figure, dpi: int = 150) -> bytes:
-    """The figure as the content of a PNG file, with so many pixels to an inch."""
+    """The figure as the content of a PNG file, with so many pixels to an inch.
+
+    Example:
+
+        >>> png(samples({"ar1": torch.rand(64, 1, 8, 8)}, title="Samples from the prior"))[1:4]
+        b'PNG'
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()

@@ -79,3 +79,7 @@ LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
     "continuous-bernoulli": ContinuousBernoulli,
     "gaussian": Gaussian,
 }
+"""The likelihoods by name. Each value makes a module from the options of its class.
+
+:meta hide-value:
+"""

@@ -123,3 +123,13 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "conv64": partial(convolutional, channels=(32, 32, 64, 64), hidden=256),
     "dcgan": partial(convolutional, channels=(64, 128), hidden=1024, batch_norm=True),
 }
+"""The networks by name. Each value makes a :class:`Network` from ``image_shape``, ``latent_dim`` and the options
+of its function:
+
+- ``mlp``: :func:`mlp`, with 400 hidden units;
+- ``cnn``: :func:`convolutional`, with 64 and 128 filters and 1024 hidden units;
+- ``conv64``: the same with 32, 32, 64 and 64 filters and 256 hidden units;
+- ``dcgan``: ``cnn`` with batch normalisation.
+
+:meta hide-value:
+"""

@@ -188,3 +188,7 @@ POSTERIORS: dict[str, Callable[..., nn.Module]] = {
     "low_rank": LowRank,
     "full": Full,
 }
+"""The posteriors by name. Each value makes a head from ``num_features``, ``latent_dim`` and the options of its class.
+
+:meta hide-value:
+"""

@@ -48,6 +48,13 @@ def loss_per_image(vae: VAE, x: Tensor) -> Tensor:
 
         >>> loss = loss_per_image(VAE.build((1, 8, 8)), torch.rand(16, 1, 8, 8))
         >>> loss.backward()
+
+    Args:
+        vae (VAE): with the objective and the current weight of its KL divergence, ``vae.beta``.
+        x (Tensor): images, of shape ``(N, C, H, W)``.
+
+    Returns:
+        Tensor: a scalar.
     """
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         return _ClosedFormELBO().differentiable_loss(vae.model, vae.guide, x) / len(x)

@@ -5,7 +5,7 @@ losses of ``epochs.csv`` are those that it prints, and ``validation_kl`` is what
 
 Both files are replaced whole. A run is finished when ``runs.csv`` has its row; its epochs are written before that.
 Several processes may write to one folder: each waits for the lock on the file ``.lock`` in it, which the system gives
-back when a process ends, however it does. Where Python has no :mod:`fcntl`, there is no lock, and one process at a time
+back when a process ends, however it does. Where Python has no ``fcntl``, there is no lock, and one process at a time
 may work.
 """
 
