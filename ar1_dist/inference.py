@@ -258,8 +258,8 @@ def _update_by_chain(q: AR1Normal, p: AR1Normal) -> tuple[AR1Normal, Tensor]:
     last_share = b[..., -1:] / noise[..., -1:]
     slope = alpha.tanh() * its_share + beta.tanh() * (previous / current) * own_share
     spread = join(own * its_share, b[..., -1:] * last_share)
-    # k - k' and nu are differences that vanish as correlations approach 1 or -1, s = +-1 the sign of the one at hand:
-    # 1 - s rho and 1 - s r, which are precise, stand for rho and r.
+    # k - k' and nu are differences that vanish as correlations approach 1 or -1: with the sign of the one at hand,
+    # 1 - sign * rho and 1 - sign * r, which are precise, stand for rho and r.
     sign = sign_of(alpha)
     residue = _one_minus_tanh(sign * beta) * previous - _one_minus_tanh(sign * alpha) * current
     disagreement = sign * (current - previous + residue) / current

@@ -57,16 +57,18 @@ __all__: list[str] = []
 
 @register_kl(AR1Normal, AR1Normal)
 def _kl_ar1_ar1(q: AR1Normal, p: AR1Normal) -> Tensor:
-    r"""With :math:`a_t = \sigma_t/\tau_t` the ratio of q's scale to p's, :math:`\alpha` and :math:`\beta` the
-    inverse hyperbolic tangents of q's and of p's correlations, s the sign of :math:`\beta` and w the whitening of p,
+    r"""With :math:`\gamma_t = \sigma_t/\tau_t` the ratio of q's scale to p's, :math:`\alpha` and :math:`\beta` the
+    inverse hyperbolic tangents of q's and of p's correlations, :math:`\varsigma` the sign of :math:`\beta` and w the
+    whitening of p,
 
     .. math::
 
         \mathbb{E}_q e_t^2 = w_t(\mathrm{loc}_q)^2
-            + \big(\cosh\beta_t\,(a_t - a_{t-1}) + e^{-|\beta_t|} a_{t-1}\big)^2
-            + 2 s_t \sinh(2\beta_t)\, \operatorname{sigmoid}(-2 s_t \alpha_t)\, a_t a_{t-1}
+            + \big(\cosh\beta_t\,(\gamma_t - \gamma_{t-1}) + e^{-|\beta_t|} \gamma_{t-1}\big)^2
+            + 2 \varsigma_t \sinh(2\beta_t)\, \operatorname{sigmoid}(-2 \varsigma_t \alpha_t)\,
+            \gamma_t \gamma_{t-1}
 
-        \operatorname{KL} = \tfrac12 \sum_t \big(\mathbb{E}_q e_t^2 - 1\big) - \sum_t \log a_t
+        \operatorname{KL} = \tfrac12 \sum_t \big(\mathbb{E}_q e_t^2 - 1\big) - \sum_t \log \gamma_t
             + \sum_{t \ge 2} \log\frac{\cosh\alpha_t}{\cosh\beta_t} ,
 
     every term of which is as precise as its parameters, also where the correlations are close to 1 or to -1. It is
@@ -127,9 +129,9 @@ def _kl_ar1_mvn(q: AR1Normal, p: MultivariateNormal) -> Tensor:
 
 @register_kl(AR1Normal, LowRankMultivariateNormal)
 def _kl_ar1_lowrank(q: AR1Normal, p: LowRankMultivariateNormal) -> Tensor:
-    r"""By Woodbury's identity, with p's covariance :math:`W W^\top + D`, :math:`K K^\top = I + W^\top D^{-1} W` and
+    r"""By Woodbury's identity, with p's covariance :math:`W W^\top + D`, :math:`M M^\top = I + W^\top D^{-1} W` and
     L the Cholesky factor of q's covariance, :math:`\operatorname{tr}(\Sigma_p^{-1} \Sigma_q) = \sum_t
-    \sigma_t^2/D_t - \lVert K^{-1} W^\top D^{-1} L \rVert^2`, where :math:`L^\top` is the recurrence run backwards.
+    \sigma_t^2/D_t - \lVert M^{-1} W^\top D^{-1} L \rVert^2`, where :math:`L^\top` is the recurrence run backwards.
     """
     _common_event_size(q, p)
     weighted = p.cov_factor.mT / p.cov_diag.unsqueeze(-2)  # W^T D^-1

@@ -28,8 +28,8 @@ class AR1Transform(Transform):
     :math:`\alpha_t = \operatorname{artanh} \rho_t`,
 
     .. math:: \epsilon_t = \frac{u_t - \rho_t u_{t-1}}{\sqrt{1 - \rho_t^2}}
-        = \cosh\alpha_t\, (u_t - s_t u_{t-1}) + s_t e^{-|\alpha_t|} u_{t-1}, \qquad s_t = \pm 1
-        \text{ the sign of } \rho_t,
+        = \cosh\alpha_t\, (u_t - \varsigma_t u_{t-1}) + \varsigma_t e^{-|\alpha_t|} u_{t-1}, \qquad
+        \varsigma_t = \pm 1 \text{ the sign of } \rho_t,
 
     where the last form does not cancel as :math:`|\rho_t| \to 1`. The Jacobian is triangular,
 

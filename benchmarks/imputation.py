@@ -13,7 +13,7 @@ alone, or (recurrent, in both directions) knowing the whole window, its times an
 
 - chain: the prior, updated by the factors of what is seen.
 - mean field: the factors, of what is seen and of the gap.
-- mean field, bridged: the factors of what is seen; given these, the gap's states have their prior.
+- mean field, prior in the gap: the factors of what is seen; the gap's states have the prior conditioned on these.
 
 Each of five folds of twelve years is left out of training once, with what overlaps it, and measured in three windows
 that are thinned many times. Standard errors are over the windows of all folds. Predictions are of 1,000 draws each.
@@ -43,7 +43,7 @@ from ar1_dist import AR1Normal, assert_analytic_kl
 TEMPERATURE = torch.tensor(statsmodels.api.datasets.elnino.load_pandas().data.iloc[:, 1:].to_numpy()).float().flatten()
 CENTRE, UNIT = 23.0, 2.0  # in degrees: the network's inputs are of the order of 1
 WINDOW, READINGS, GAP, FOLDS, LEFT_OUT = 48, 32, 6, 5, 3
-GUIDES = ("chain", "mean field", "mean field, bridged")
+GUIDES = ("chain", "mean field", "mean field, prior in the gap")
 COVERAGES = (0.5, 0.8, 0.95)
 
 
@@ -143,12 +143,12 @@ class Imputation(nn.Module):
 
     def latent(self, x: Windows) -> Windows:
         """The readings whose states the guide is of."""
-        return x.without_gap() if self.kind == "mean field, bridged" else x
+        return x.without_gap() if self.kind == "mean field, prior in the gap" else x
 
     def draw(self, x: Windows, draws: int) -> Tensor:
         """Draws of the states of all readings."""
         z = self.posterior(self.latent(x)).rsample((draws,))
-        if self.kind != "mean field, bridged":
+        if self.kind != "mean field, prior in the gap":
             return z
         loc = z.new_zeros(draws, *x.seen.shape).masked_scatter(x.seen, z)
         near = dist.Normal(loc, torch.where(x.seen, 1e-3, math.inf)).to_event(1)

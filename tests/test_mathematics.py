@@ -190,18 +190,19 @@ def test_kl_to_any_factorised_distribution():
 
 def test_kl_between_chains(q, p):
     """(17), (18), (19)."""
-    a, delta = q.scale / p.scale, (q.loc - p.loc) / p.scale
-    a_before, delta_before = np.append(0.0, a[:-1]), np.append(0.0, delta[:-1])
-    r, s = p.rho, np.where(p.rho >= 0, 1, -1)
-    moment = (a - s * r * a_before) ** 2 + 2 * s * r * (1 - s * q.rho) * a * a_before + (delta - r * delta_before) ** 2
-    moment = moment / (1 - r**2)  # with r = 0 and a_before = 0 at t = 1 it is the first one
+    gamma, delta = q.scale / p.scale, (q.loc - p.loc) / p.scale
+    gamma_before, delta_before = np.append(0.0, gamma[:-1]), np.append(0.0, delta[:-1])
+    r, sign = p.rho, np.where(p.rho >= 0, 1, -1)
+    moment = (gamma - sign * r * gamma_before) ** 2 + 2 * sign * r * (1 - sign * q.rho) * gamma * gamma_before
+    moment = (moment + (delta - r * delta_before) ** 2) / (1 - r**2)
+    # With r = 0 and gamma_before = 0 at t = 1 it is the first one.
     inverse = np.linalg.inv(np.linalg.cholesky(p.covariance))
     second_moments = inverse @ (q.covariance + np.outer(q.loc - p.loc, q.loc - p.loc)) @ inverse.T
     assert_allclose(moment, np.diag(second_moments), rtol=1e-9)
-    kl = 0.5 * (moment.sum() - D) - np.log(a).sum() + 0.5 * np.log((1 - r**2) / (1 - q.rho**2)).sum()
+    kl = 0.5 * (moment.sum() - D) - np.log(gamma).sum() + 0.5 * np.log((1 - r**2) / (1 - q.rho**2)).sum()
     assert_allclose(kl, dense_kl(q.loc, q.covariance, p.loc, p.covariance), rtol=1e-9)
-    deviation = np.cosh(p.alpha) * (a - a_before) + np.exp(-abs(p.alpha)) * a_before
-    overlap = 2 * s * np.sinh(2 * p.alpha) * expit(-2 * s * q.alpha) * a * a_before
+    deviation = np.cosh(p.alpha) * (gamma - gamma_before) + np.exp(-abs(p.alpha)) * gamma_before
+    overlap = 2 * sign * np.sinh(2 * p.alpha) * expit(-2 * sign * q.alpha) * gamma * gamma_before
     assert_allclose(p.whiten(delta) ** 2 + deviation**2 + overlap, moment, rtol=1e-9)
 
 

@@ -3,7 +3,12 @@
 import re
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
+
+from ar1_dist import AR1Normal, assert_analytic_kl
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (0.5, 0.8, 0.95)  # of the central intervals in the page on amortised guides
@@ -31,11 +36,67 @@ def test_readme_has_the_commands_of_the_makefile():
     assert {"demo", "test", "docs"} <= set(commands) <= set(targets)
 
 
+def table(page: Path, heading: str) -> dict[str, list[str]]:
+    """The table below the heading, without its header: from the first cell of each line to the others."""
+    _, found, rest = page.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
+    assert found
+    lines = re.findall(r"^\|.*\|$", rest.partition("\n## ")[0], re.MULTILINE)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    return {first.strip("`"): others for first, *others in cells}
+
+
+def test_measured_costs_in_the_readme():
+    """They are those of the page of the measurements."""
+    measured = ROOT / "docs" / "performance_table.md"
+    steps = table(measured, "training step of a VAE, batch 128, 20 latents")
+    shown = table(ROOT / "README.md", "What a posterior costs, and gives")
+    assert {name: cells[-2] for name, cells in shown.items()} == {name: cells[-1] for name, cells in steps.items()}
+    compiled = {name: int(cells[1].replace(",", "")) for name, cells in table(measured, "first call, 128×20").items()}
+    readme, troubles = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/troubleshooting.md"))
+    assert f"[about {compiled['guide step'] / 1000:.0f} seconds]" in readme
+    assert f"{compiled['guide step'] / 1000:.0f} s for a guide step, {compiled['all'] / 1000:.0f} s with" in troubles
+
+
+def test_measured_gains_in_the_readme():
+    """They are the extremes over the four vanilla settings, in the rows of the study."""
+    pytest.importorskip("lightning")
+    from vae_models.study.plan import PARTS
+    from vae_models.study.records import read_runs
+    from vae_models.study.tables import difference, settings
+
+    found = settings(PARTS["vanilla"], read_runs(ROOT / "docs" / "study"))
+    assert {(each.dataset, each.latent_dim) for each in found} == {
+        (name, d) for name in ("mnist", "fashion-mnist") for d in (10, 20)
+    }
+    shown = table(ROOT / "README.md", "What a posterior costs, and gives")
+    assert shown.pop("diagonal")[-1] == ""
+    for name, cells in shown.items():
+        rows = [(each["low_rank-1" if name == "low_rank" else name], each["diagonal"]) for each in found.values()]
+        estimates = [difference(own, others, lambda row: row["negative_elbo"]) for own, others in rows]
+        means = sorted(each.mean for each in estimates if each is not None)
+        assert len(means) == 4
+        ends = [f"{round(mean, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}") for mean in (means[0], means[-1])]
+        assert cells[-1] == " to ".join("0.0" if end.endswith("0.0") else end for end in ends)
+        if name == "ar1":
+            assert all(each.differs_from_zero and each.mean > 0 for each in estimates if each is not None)
+
+
 FOLDERS = ("", "api", "study")
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted(path for folder in FOLDERS for path in (ROOT / "docs" / folder).glob("*.md")),
 ]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "CHANGELOG.md", *(page for page in PAGES if page.parent.name != "study")],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_lines_have_at_most_120_characters(page):
+    """But for those of tables, and for what scripts write."""
+    lines = [] if page.name == "performance_table.md" else page.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -53,16 +114,33 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, target
 
 
+def test_reference_has_every_module_of_vae_models():
+    page = (ROOT / "docs" / "api" / "vae_models.md").read_text(encoding="utf-8")
+    paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "vae_models").rglob("*.py")]
+    for name in (".".join(path.parts) for path in paths if not path.name.startswith("_")):
+        assert re.search(rf"^\.\. auto\w+:: {re.escape(name)}(\.\w+)?$", page, re.MULTILINE), name
+
+
 def test_first_steps():
     names = run_blocks(ROOT / "docs" / "tutorial_first_steps.md", 6)
     assert names["q"].covariance_matrix[0].tolist() == [4, 2, 1, 0.5]
     assert names["z"].shape == (100, 7, 4)
     assert names["difference"] < 1e-5
     assert names["density_difference"] < 1e-5
+    assert names["long_log_prob"] == pytest.approx(5.4e5, rel=0.01)
+    assert names["kl"] == pytest.approx(3.66, abs=0.005)
     assert names["kl_to_dense"].abs() < 1e-5
+    assert names["kl_to_chain"] == pytest.approx(24.48, abs=0.005)
+    assert names["kl_to_laplace"] == pytest.approx(1.14, abs=0.005)
     assert names["fitted"].rho.tolist() == pytest.approx([0.9, 0, -0.9], abs=0.05)
     assert names["fitted"].loc.tolist() == pytest.approx([1, 2, 3, 4], abs=0.05)
-    assert [names[name].event_shape for name in ("ends", "between", "posterior")] == [(2,), (2,), (4,)]
+    ends, between = names["ends"], names["between"]
+    assert [each.event_shape for each in (ends, between, names["posterior"])] == [(2,), (2,), (4,)]
+    assert (ends.scale.item(), ends.rho.item()) == pytest.approx((2, 0.125))
+    assert between.loc.tolist() == pytest.approx([0.67, 0.67], abs=0.005)
+    assert between.stddev.tolist() == pytest.approx([1.69, 1.69], abs=0.005)
+    assert between.rho.item() == pytest.approx(0.4)
+    assert names["evidence"] == pytest.approx(-8.31, abs=0.005)
 
 
 def test_pyro_guide():
@@ -70,6 +148,7 @@ def test_pyro_guide():
     assert names["loss_of_mean_field"] - names["loss_of_chain"] == pytest.approx(50, abs=5)
     assert names["covered"] == pytest.approx(0.95, abs=0.03)
     assert names["too_narrow"] == pytest.approx(0.45, abs=0.05)
+    assert names["correlation"] == pytest.approx(0.8, abs=0.05)
     assert names["paths"].shape == (3, 200)
 
 
@@ -82,9 +161,29 @@ def test_vae_tutorial(tmp_path, monkeypatch):
     assert images.test.shape == names["means"].shape == (120, 1, 16, 16)
     assert names["new"].shape == (64, 1, 16, 16)
     assert names["losses"][-1] < names["losses"][0]
-    assert names["metrics"]["nll"] < names["metrics"]["negative_elbo"]
+    assert names["metrics"]["nll"] < names["metrics"]["negative_elbo"] < 0
     assert names["own_history"].column("epoch") == [1]
     assert (names["again"].encode(images.test).mean == names["q"].mean).all()
+
+
+def test_messages_of_a_forgotten_event_dimension():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    chain, normal = AR1Normal(torch.zeros(4), 1.0, 0.5), dist.Normal(torch.zeros(4), 1.0)
+
+    def model(prior):
+        pyro.sample("z", prior)
+
+    def guide(prior):
+        pyro.sample("z", chain)
+
+    with pytest.raises(NotImplementedError) as no_divergence:
+        torch.distributions.kl_divergence(chain, normal)
+    with pytest.raises(ValueError, match="event_dims") as disagreement:
+        assert_analytic_kl(model, guide, normal)
+    assert f"`{no_divergence.value}`" in page
+    assert f"`{disagreement.value}`" in page
+    assert_analytic_kl(model, guide, normal.to_event(1))
+    assert torch.distributions.kl_divergence(chain, normal.to_event(1)) > 0
 
 
 def test_errata():

@@ -9,7 +9,16 @@ from matplotlib.ticker import MaxNLocator
 
 from vae_models.figures import PLAIN
 from vae_models.study.plan import Part
-from vae_models.study.tables import BASELINE, Estimate, Row, Setting, difference, estimate, settings
+from vae_models.study.tables import (
+    BASELINE,
+    Estimate,
+    Row,
+    Setting,
+    baseline_of,
+    difference,
+    estimate,
+    settings,
+)
 
 __all__ = ["differences", "loss_curves"]
 
@@ -56,10 +65,11 @@ def differences(part: Part, rows: Sequence[Row]) -> Figure:
     figure, panels = _panels(found, part, height=2.6)
     points: dict[str, Any] = {}
     for axes, variants in zip(panels, found.values(), strict=True):
-        names = [name for name in variants if name != BASELINE]
+        names = [name for name in variants if name != baseline_of(name)]
         for i, (metric, title) in enumerate(_METRICS.items()):
             for place, name in enumerate(names):
-                value = difference(variants[name], variants[BASELINE], lambda row, metric=metric: row[metric])  # type: ignore[misc]
+                baseline = variants.get(baseline_of(name), [])
+                value = difference(variants[name], baseline, lambda row, metric=metric: row[metric])  # type: ignore[misc]
                 if value is not None:
                     y = place + 0.22 * (i - 1)
                     drawn = axes.errorbar(value.mean, y, xerr=value.error or 0, fmt="os^"[i], color=f"C{i}", ms=4)

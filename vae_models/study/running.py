@@ -81,7 +81,7 @@ def _evaluate(run: StudyRun, config: Config, trained: runs.Run) -> dict[str, Any
     images = (trained.images or runs.load_images(config)).test[:: run.test_stride]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        figures: dict[str, Any] = evaluation.evaluate(vae, images, num_samples=config.importance_samples)
+        figures: dict[str, Any] = evaluation.evaluate(vae, images, num_samples=run.importance_samples)
         if run.variant.change in SAMPLERS:
             figures["printed_loss"] = printed_loss(vae, images, run.variant.change)
     for name, value in figures.items():
@@ -120,7 +120,8 @@ def _changed(run: StudyRun, vae: VAE) -> VAE:
     """What a run evaluates that it does not train."""
     if run.variant.change == "permuted":
         return permuted(vae, random_order(run.latent_dim, run.seed))
-    return as_sampled(vae, run.trained.variant.change)
+    sampler = run.trained.variant.change
+    return as_sampled(vae, sampler) if sampler else vae
 
 
 def _epoch(row: Mapping[str, float]) -> dict[str, Any]:

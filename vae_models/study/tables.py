@@ -8,11 +8,13 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vae_models.study.plan import PARTS, Part, Variant, plan
+from vae_models.study.plan import MORE_SAMPLES, PARTS, POSTERIORS, Part, Variant, plan
 
 __all__ = [
+    "BASELINE",
     "Estimate",
     "Setting",
+    "baseline_of",
     "difference",
     "estimate",
     "part_table",
@@ -25,6 +27,12 @@ __all__ = [
 Row = Mapping[str, Any]
 
 BASELINE = Variant("diagonal").name
+
+
+def baseline_of(name: str) -> str:
+    """The name of the diagonal posterior that a variant is compared with: evaluated by as many samples as it is."""
+    more = "-more-samples"
+    return BASELINE + more if name.endswith(more) else BASELINE
 
 
 class Estimate(NamedTuple):
@@ -107,18 +115,19 @@ def settings(part: Part, rows: Sequence[Row]) -> dict[Setting, dict[str, list[Ro
 
 def _display(part: Part) -> list[str]:
     own = [variant.name for variant in part.variants]
-    if not any(variant.change for variant in part.variants):
-        return own
     if part.as_published:
         return [BASELINE, "ar1", *own]
-    first = [BASELINE, "markov-shared", "markov", "ar1-rho-zero", "ar1", "ar1-per-pair"]
-    return list(dict.fromkeys([*first, *own]))
+    if part.name == "ablation":
+        first = [BASELINE, "markov-shared", "markov", "ar1-rho-zero", "ar1", "ar1-per-pair"]
+        return list(dict.fromkeys([*first, *own]))
+    if part.name == "tightness":
+        return [name for variant in part.variants for name in (variant.posterior, variant.name)]
+    return own
 
 
 def part_table(part: Part, rows: Sequence[Row]) -> str:
     """The tables of a part, one for each setting that has a row."""
-    changed = any(variant.change for variant in part.variants)
-    columns = _PUBLISHED if part.as_published else _ABLATION if changed else _COMPARISON
+    columns = _PUBLISHED if part.as_published else _COLUMNS.get(part.name, _COMPARISON)
     tables = []
     for setting, variants in settings(part, rows).items():
         lines = [[cell(name, variants) for _, cell in columns] for name in variants]
@@ -208,11 +217,12 @@ def _mean(metric: str, places: int = 2) -> Cell:
     return cell
 
 
-def _minus(value: Value, other: str = BASELINE) -> Cell:
-    """The difference from another variant of the setting."""
+def _minus(value: Value, other: str | None = None) -> Cell:
+    """The difference from another variant of the setting, by default from the diagonal posterior."""
 
     def cell(name: str, variants: Variants) -> str:
-        found = None if name == other else difference(variants.get(name, ()), variants.get(other, ()), value)
+        less = other or baseline_of(name)
+        found = None if name == less else difference(variants.get(name, ()), variants.get(less, ()), value)
         if found is None:
             return "–"
         text = found.text(signed=True)
@@ -262,6 +272,7 @@ _TITLES = {
     "markov-shared": "markov, one ρ",
     "ar1-permuted": "ar1, latents permuted",
     "markov-permuted": "markov, latents permuted",
+    **{f"{each.name}-more-samples": f"{each.name}, {MORE_SAMPLES:,} samples" for each in POSTERIORS},
 }
 # What each variant of the ablation is compared with beside the baseline: the same chain without correlation, or with
 # the latents in their own order.
@@ -297,6 +308,14 @@ _ABLATION: _Columns = (
     *_BOUNDS[2:],
     *_GAP_AND_MORE,
 )
+_TIGHTNESS: _Columns = (
+    ("posterior", _name),
+    ("seeds", _seeds),
+    *_BOUNDS,
+    *_GAP_AND_MORE[:2],
+    ("effective samples", _mean("effective_sample_size", 1)),
+)
+_COLUMNS = {"ablation": _ABLATION, "tightness": _TIGHTNESS}
 _PUBLISHED: _Columns = (
     ("trained by", lambda name, variants: _TITLES.get(name, f"ELBO, {name}")),
     ("seeds", _seeds),

@@ -60,6 +60,14 @@ def test_differences_are_paired():
     assert sorted(error[:, 0]) == pytest.approx([2.0, 3.0])
 
 
+def test_more_samples_are_compared_with_as_many():
+    rows = [row(), row(posterior="ar1"), row("tightness", "diagonal", "more-samples", nll=5.0)]
+    rows += [row("tightness", "ar1", "more-samples", nll=7.0)]
+    (axes,) = curves.differences(PARTS["tightness"], rows).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ar1", "ar1-more-samples"]
+    assert [each.lines[0].get_xdata()[0] for each in axes.containers[2:4]] == [0.0, 2.0]
+
+
 def test_legend_where_the_first_has_no_seed_in_common():
     rows = [row(seed=0), row(posterior="ar1", seed=1), row(posterior="markov", seed=0)]
     (legend,) = curves.differences(PARTS["vanilla"], rows).legends

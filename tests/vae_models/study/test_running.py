@@ -148,6 +148,17 @@ def test_rho_that_is_held_at_zero(tmp_path):
     assert weights["posterior.log_variance.weight"].any()
 
 
+def test_more_samples_for_fewer_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("vae_models.study.plan.MORE_SAMPLES", 50)
+    row, more = execute(run_of(), tmp_path), execute(run_of(change="more-samples"), tmp_path)
+    assert (row["num_images"], row["num_samples"]) == (360, 5)
+    assert (more["num_images"], more["num_samples"]) == (36, 50)
+    vae = VAE.from_pretrained(tmp_path / "runs" / run_of().name)
+    torch.manual_seed(1)
+    assert more["nll"] == evaluation.evaluate(vae, load("digits", seed=1).test[::10], num_samples=50)["nll"]
+    assert more["gap"] > row["gap"]
+
+
 @pytest.mark.parametrize(("trained", "evaluated"), [("", "permuted"), ("walk", "walk-sampled")])
 def test_what_is_only_evaluated(trained, evaluated, tmp_path):
     """It trains what it needs, once, in whichever order the two come."""

@@ -140,6 +140,20 @@ def test_ablation_tells_what_each_change_does():
     ]
 
 
+def test_more_samples_are_compared_with_as_many():
+    rows = [row(nll=100.0), row(posterior="ar1", nll=101.0), row(posterior="full", nll=90.0)]
+    rows += [row("tightness", posterior, "more-samples", nll=nll) for posterior, nll in (("diagonal", 98), ("ar1", 97))]
+    header, _, *lines = cells(tables.part_table(PARTS["tightness"], rows))
+    nll = header.index("NLL")
+    assert [[line[0], *line[nll : nll + 2]] for line in lines] == [
+        ["diagonal", "100.00", "–"],
+        ["diagonal, 5,000 samples", "98.00", "–"],
+        ["ar1", "101.00", "+1.00"],
+        ["ar1, 5,000 samples", "97.00", "−1.00"],
+        ["full", "90.00", "−10.00"],
+    ]
+
+
 def test_what_is_not_run_is_said_not_to_be():
     assert tables.part_table(PARTS["cnn"], [row()]) == "Not run."
 
