@@ -2,7 +2,8 @@ r"""The chain's operations as functions of tensors: colouring and whitening, den
 
 Throughout ``loc`` has shape ``(..., d)``; ``scale``, the marginal standard deviation, ``(..., d)`` or ``(..., 1)``; and
 ``correlation``, which is :math:`\alpha = \operatorname{artanh} \rho` if ``atanh`` is true and else :math:`\rho`,
-``(..., d - 1)`` or ``(..., 1)``. Leading dimensions broadcast. Everything is a function of :math:`\alpha` where
+``(..., d - 1)`` or ``(..., 1)``. Leading dimensions broadcast. Last ones that don't fit are a ValueError from a kernel
+and a RuntimeError from plain torch. Everything is a function of :math:`\alpha` where
 precision is at stake: :math:`1 - \rho^2 = \operatorname{sech}^2 \alpha` is right when :math:`\rho` itself rounds to 1.
 """
 
@@ -34,8 +35,8 @@ def colour(loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, at
 
 @with_kernels
 def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, atanh: bool) -> Tensor:
-    r"""The log density :math:`-\tfrac12 \sum_t w_t^2 - \tfrac{d}{2} \log 2\pi` less :func:`log_det`, with w the
-    whitened value, which has shape ``(..., d)``.
+    r"""The log density in nats, :math:`-\tfrac12 \sum_t w_t^2 - \tfrac{d}{2} \log 2\pi` minus :func:`log_det`, with w
+    the whitened value, which has shape ``(..., d)``. The result has the leading dimensions alone.
 
     Example:
 
@@ -51,7 +52,8 @@ def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, 
 @with_kernels
 def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool, constant: float = 0.0) -> Tensor:
     r"""The logarithm of the determinant of the Cholesky factor, :math:`\sum_t \log \mathrm{scale}_t + \tfrac12 \sum_{t
-    \ge 2} \log(1 - \rho_t^2)`, and a constant.
+    \ge 2} \log(1 - \rho_t^2)`, and a constant, for chains of ``d`` coordinates. The result has the leading dimensions
+    alone.
 
     Example:
 
@@ -85,6 +87,11 @@ def widen(x: Tensor) -> Tensor:
 
     Neighbours are subtracted and the difference is multiplied by up to :math:`\cosh \operatorname{artanh} \rho`:
     quotients that are rounded before that lose as many digits as the factor has.
+
+    Example:
+
+        >>> widen(torch.zeros(2)).dtype, widen(torch.zeros(2, dtype=torch.float16)).dtype
+        (torch.float64, torch.float32)
     """
     if x.dtype in (torch.float16, torch.bfloat16):
         return x.float()
@@ -92,7 +99,13 @@ def widen(x: Tensor) -> Tensor:
 
 
 def sign_of(x: Tensor) -> Tensor:
-    """+1 where ``x >= 0``, else -1, as int8: a constant to autograd, unlike ``x.sign()`` without a zero between."""
+    """+1 where ``x >= 0``, else -1, as int8: a constant to autograd, unlike ``x.sign()`` without a zero between.
+
+    Example:
+
+        >>> sign_of(torch.tensor([-2.0, 0.0, 3.0]))
+        tensor([-1,  1,  1], dtype=torch.int8)
+    """
     return 2 * (x >= 0).to(torch.int8) - 1
 
 
@@ -112,15 +125,34 @@ def log_cosh(x: Tensor) -> Tensor:
 
 
 def sum_shared(x: Tensor, n: int) -> Tensor:
-    """The sum of n terms along the last dimension, which has size n or, where all terms are equal, 1."""
+    """The sum of n terms along the last dimension, which has size n or, where all terms are equal, 1.
+
+    Example:
+
+        >>> sum_shared(torch.tensor([2.0]), 3), sum_shared(torch.tensor([1.0, 2.0, 3.0]), 3)
+        (tensor(6.), tensor(6.))
+    """
     return x.sum(-1) if x.shape[-1] == n else n * x.squeeze(-1)
 
 
 def atanh_of(correlation: Tensor, atanh: bool) -> Tensor:
+    r"""The :math:`\operatorname{artanh} \rho` that a correlation is or gives.
+
+    Example:
+
+        >>> atanh_of(torch.tensor(0.5), atanh=False)
+        tensor(0.5493)
+    """
     return correlation if atanh else correlation.atanh()
 
 
 def join(first: Tensor, rest: Tensor) -> Tensor:
-    """Concatenation along the last dimension of tensors whose leading dimensions broadcast."""
+    """Concatenation along the last dimension of tensors whose leading dimensions broadcast.
+
+    Example:
+
+        >>> join(torch.zeros(2, 1), torch.ones(3)).shape
+        torch.Size([2, 4])
+    """
     batch_shape = broadcast_shape(first.shape[:-1], rest.shape[:-1])
     return torch.cat([part.expand(batch_shape + part.shape[-1:]) for part in (first, rest)], -1)

@@ -47,6 +47,9 @@ def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) 
 
     Returns:
         Tensor: :math:`y`, of shape ``(..., d)``.
+
+    Raises:
+        ValueError: if the last dimensions don't fit, from a kernel; from plain torch it is a RuntimeError.
     """
     x = x.expand(broadcast_shape(coefficient.shape[:-1], x.shape[:-1]) + x.shape[-1:])
     if x.shape[-1] == 1:
@@ -75,6 +78,9 @@ def autoregression(atanh_rho: Tensor, noise: Tensor) -> Tensor:
 
     Returns:
         Tensor: :math:`u`, of shape ``(..., d)``.
+
+    Raises:
+        RuntimeError: if the last dimensions don't fit.
     """
     noise = noise.expand(broadcast_shape(atanh_rho.shape[:-1], noise.shape[:-1]) + noise.shape[-1:])
     if noise.shape[-1] == 1:
@@ -262,6 +268,9 @@ def moebius_recurrence(transmission: Tensor, saturation: Tensor, x: Tensor) -> T
 
     Returns:
         Tensor: :math:`y`, of shape ``(..., d)``.
+
+    Raises:
+        RuntimeError: if the last dimensions don't fit.
     """
     batch_shape = broadcast_shape(transmission.shape[:-1], saturation.shape[:-1], x.shape[:-1])
     x = x.expand(batch_shape + x.shape[-1:])
