@@ -96,8 +96,8 @@ def train(
             ``strategy``, ``precision``, ... They are not settings of the run, which may be resumed with others.
 
     Returns:
-        Run: unless it is ``finished``, the caller is to evaluate the VAE and to write ``metrics.json``. A finished run
-        is not changed.
+        Run: unless it is ``finished``, the caller is to evaluate the VAE and to write ``metrics.json``, as
+        :func:`vae_models.results.finish` does. A finished run is not changed.
 
     Raises:
         FileError: if the folder holds a run and neither ``resume`` nor ``overwrite`` is given, if the run to resume has

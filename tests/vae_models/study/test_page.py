@@ -1,9 +1,13 @@
-"""The study's page: its tables are those of its rows, and the rows are those of the plan."""
+"""The study's page: its tables are those of its rows, the rows are those of the plan, and what it says in words holds
+of them."""
 
 import statistics
 from pathlib import Path
 
-from vae_models.study import records
+import pytest
+
+from vae_models.config import PRESETS
+from vae_models.study import records, tables
 from vae_models.study.plan import PARTS, plan
 from vae_models.study.report import write_report
 
@@ -53,3 +57,178 @@ def test_nothing_had_converged_after_fifteen_epochs():
     losses = {(row["run"], row["epoch"]): row["validation_loss"] for row in EPOCHS}
     elbos = [row["run"] for row in short if not row["change"]]
     assert 0.4 < statistics.fmean(losses[name, 13] - losses[name, 15] for name in elbos) < 0.7
+
+
+# --- What the page says in words ---
+
+
+def compared(name, dataset, latent_dim=20, *, part="vanilla", other="diagonal", metric="negative_elbo"):
+    """The difference of two variants of a setting, of which there is one in the part."""
+    (variants,) = (
+        variants
+        for setting, variants in tables.settings(PARTS[part], ROWS).items()
+        if (setting.dataset, setting.latent_dim) == (dataset, latent_dim)
+    )
+    found = tables.difference(variants[name], variants[other], lambda row: row[metric])
+    assert found is not None
+    return found
+
+
+def minus(*arguments, **options):
+    return compared(*arguments, **options).mean
+
+
+def says(text: str) -> bool:
+    return " ".join(text.split()) in " ".join((STUDY / "index.md").read_text(encoding="utf-8").split())
+
+
+SETTINGS = [(dataset, latent_dim) for dataset in ("mnist", "fashion-mnist") for latent_dim in (20, 10)]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ar1", SETTINGS),
+        ("markov", [("mnist", 20), ("fashion-mnist", 10)]),
+        ("low_rank-1", []),
+        ("low_rank-2", []),
+        ("full", [("mnist", 20), ("fashion-mnist", 20), ("fashion-mnist", 10)]),
+    ],
+)
+def test_what_is_called_a_gain_or_a_loss(name, expected):
+    assert [setting for setting in SETTINGS if compared(name, *setting).differs_from_zero] == expected
+
+
+def test_what_ar1_loses():
+    mnist, mnist_10, fashion, fashion_10 = (minus("ar1", *setting) for setting in SETTINGS)
+    assert says(
+        f"with 20 latents (by {mnist:.1f} nats of the bound on MNIST, by {fashion:.1f} on Fashion-MNIST), less with 10 "
+        f"(by {mnist_10:.1f} and {fashion_10:.1f})"
+    )
+    assert all(minus("ar1", *setting, metric="nll") > 0 for setting in SETTINGS)
+    single = [minus("ar1", dataset, part="binary") for dataset in ("mnist", "fashion-mnist")]
+    single += [minus("ar1", "mnist", part=part) for part in ("cnn", "info")]
+    assert says(f"by {min(single):.1f} to {max(single):.1f} nats")
+
+
+def test_what_beta_gives_ar1():
+    elbo, nll = (minus("ar1", "mnist", part="beta", metric=metric) for metric in ("negative_elbo", "nll"))
+    kl = minus("ar1", "mnist", part="beta", metric="kl")
+    objective = elbo + (PRESETS["beta"]["objective"].beta - 1) * kl
+    assert abs(elbo) < 0.15
+    assert says(f"an NLL lower by {-nll:.1f}")
+    assert says(f"{objective:.0f} nats more of what was minimised")
+
+
+def test_what_the_published_objective_trains():
+    printed, elbo, kl = [], [], []
+    for dataset in ("mnist", "fashion-mnist"):
+        (variants,) = (v for s, v in tables.settings(PARTS["published"], ROWS).items() if s.dataset == dataset)
+        for name in ("ar1-walk", "ar1-rho"):
+            loss = tables.difference(
+                variants[name], variants["diagonal"], lambda row: row["printed_loss"] or row["negative_elbo"]
+            )
+            printed.append(loss.mean)
+            elbo += [minus(each, dataset, part="published") for each in (name, f"{name}-sampled")]
+            means = [statistics.fmean(row["kl"] for row in variants[each]) for each in (name, "diagonal")]
+            kl.append(means[0] / means[1])
+            assert statistics.fmean(row["mean_abs_rho"] for row in variants[name]) < 0.1
+            assert abs(elbo[-1] - elbo[-2]) < 0.2
+        correlated = statistics.fmean(row["mean_abs_rho"] for row in variants["ar1-walk-sampled"])
+        assert says(f"correlated by {correlated:.2f}")
+    assert {f"{-loss:.0f}" for loss in printed} == {"33", "25"}
+    assert says("33 nats below that of `diagonal` on MNIST and 25 on Fashion-MNIST")
+    assert says(f"is {min(elbo):.0f} to {max(elbo):.0f} nats above diagonal's")
+    assert says(f"is {min(kl):.1f} to {max(kl):.1f} times diagonal's")
+
+
+def test_what_markov_and_full_gain_and_lose():
+    assert says(
+        f"gains {-minus('markov', 'mnist'):.1f} nats of the bound on MNIST with 20 latents and "
+        f"{-minus('markov', 'fashion-mnist', 10):.1f} on Fashion-MNIST with 10"
+    )
+    full = [minus("full", *setting) for setting in [("fashion-mnist", 10), ("mnist", 20), ("fashion-mnist", 20)]]
+    nll = minus("full", "fashion-mnist", metric="nll")
+    assert says(
+        f"`full` gains {-full[0]:.1f} on Fashion-MNIST with 10; with 20 its bound is worse, by {full[1]:.1f} on MNIST "
+        f"and {full[2]:.1f} on Fashion-MNIST, and there its NLL too, by {nll:.1f}"
+    )
+    single = [minus("full", dataset, part="binary") for dataset in ("mnist", "fashion-mnist")]
+    assert says(f"on binary pixels by {single[0]:.1f} and {single[1]:.1f}")
+    low_rank = [minus(f"low_rank-{rank}", *setting) for rank in (1, 2) for setting in SETTINGS]
+    assert says(f"up to {max(low_rank):.1f} nats above diagonal's")
+    assert min(low_rank) > -0.05
+
+
+def test_what_training_changes():
+    losses = {(row["run"], row["epoch"]): row["validation_loss"] for row in EPOCHS}
+
+    def ahead(name, dataset, epoch, part="vanilla"):
+        (variants,) = (
+            variants
+            for setting, variants in tables.settings(PARTS[part], ROWS).items()
+            if (setting.dataset, setting.latent_dim) == (dataset, 20)
+        )
+        found = tables.difference(variants[name], variants["diagonal"], lambda row: losses[row["run"], epoch])
+        return found.mean
+
+    early, late = (-ahead("markov", "fashion-mnist", epoch) for epoch in (5, 15))
+    assert says(f"it is ahead by {early:.1f} on Fashion-MNIST with 20 latents, and after 15 by nothing")
+    assert abs(late) < 0.05
+    assert ahead("full", "mnist", 15) < 0.55 * ahead("full", "mnist", 5)
+    assert ahead("full", "fashion-mnist", 15) > 0.75 * ahead("full", "fashion-mnist", 5)
+    assert ahead("full", "fashion-mnist", 15, "binary") > ahead("full", "fashion-mnist", 5, "binary")
+
+
+def test_what_the_scales_and_the_correlation_do():
+    datasets = ("mnist", "fashion-mnist")
+    without, one, each = (
+        [minus(name, dataset, part="ablation", other=other) for dataset in datasets]
+        for name, other in [("ar1-rho-zero", "diagonal"), ("ar1", "ar1-rho-zero"), ("ar1-per-pair", "ar1-rho-zero")]
+    )
+    assert says(f"loses {without[0]:.1f} nats on MNIST and {without[1]:.1f} on Fashion-MNIST")
+    assert says(
+        f"One ρ makes up {-one[1]:.1f} of that on Fashion-MNIST, and nothing that is certain on MNIST; a ρ for each "
+        f"pair {-each[0]:.1f} and {-each[1]:.1f}"
+    )
+    assert not compared("ar1", "mnist", part="ablation", other="ar1-rho-zero").differs_from_zero
+    for dataset in datasets:
+        assert not compared("markov-shared", dataset, part="ablation").differs_from_zero
+    assert not compared("ar1-per-pair", "fashion-mnist", part="ablation").differs_from_zero
+    (ar1, markov), (ar1_fashion, markov_fashion) = (
+        [minus(f"{name}-permuted", dataset, part="ablation", other=name) for name in ("ar1", "markov")]
+        for dataset in datasets
+    )
+    assert says(
+        f"both lose, {ar1:.1f} and {markov:.1f} nats of the bound on MNIST and {ar1_fashion:.0f} and "
+        f"{markov_fashion:.0f} on Fashion-MNIST"
+    )
+
+
+def test_what_becomes_of_the_gap():
+    assert all(minus("ar1", *setting, metric="gap") > 0.1 for setting in SETTINGS)
+    for name in ("full", "low_rank-1", "low_rank-2"):
+        assert all(minus(name, "mnist", latent_dim, metric="gap") > 0.1 for latent_dim in (20, 10))
+    assert all(abs(minus("markov", *setting, metric="gap")) < 0.1 for setting in SETTINGS)
+    before = minus("ar1-rho-zero", "fashion-mnist", part="ablation", metric="gap")
+    assert says(f"from {before:.1f} to {minus('ar1', 'fashion-mnist', metric='gap'):.1f} nats above diagonal's")
+
+
+def test_what_more_samples_change():
+    """Of the NLL, the gap and their differences from diagonal's."""
+    wider, moved = [], []
+    for setting, variants in tables.settings(PARTS["tightness"], ROWS).items():
+        for name in ("diagonal", "ar1", "markov", "full"):
+            more = f"{name}-more-samples"
+            wider.append(
+                statistics.fmean(row["gap"] for row in variants[more])
+                - statistics.fmean(row["gap"] for row in variants[name])
+            )
+            if name != "diagonal":
+                moved += [
+                    minus(more, setting.dataset, part="tightness", other="diagonal-more-samples", metric=metric)
+                    - minus(name, setting.dataset, part="tightness", metric=metric)
+                    for metric in ("gap", "nll")
+                ]
+    assert says(f"the gaps are {min(wider):.1f} to {max(wider):.1f} nats wider")
+    assert says(f"move by at most {max(map(abs, moved)):.1f}")
