@@ -232,3 +232,22 @@ def test_what_more_samples_change():
                 ]
     assert says(f"the gaps are {min(wider):.1f} to {max(wider):.1f} nats wider")
     assert says(f"move by at most {max(map(abs, moved)):.1f}")
+
+
+def test_what_long_training_gives():
+    """The NLLs, and the epochs at which the learning rate first fell."""
+    (variants,) = tables.settings(PARTS["literature"], ROWS).values()
+    rows = {name: row for name, (row,) in variants.items()}
+    assert says(
+        f"the NLL is {rows['diagonal']['nll']:.2f} with the diagonal posterior, {rows['ar1']['nll']:.2f} with `ar1` "
+        f"and {rows['markov']['nll']:.2f} with `markov`"
+    )
+    lower = {
+        name: [each["epoch"] for each in EPOCHS if each["run"] == row["run"] and each["learning_rate"] < 1e-3]
+        for name, row in rows.items()
+    }
+    assert says(
+        f"first fell at epoch {lower['diagonal'][0]} with `diagonal`, at {lower['ar1'][0]} with `ar1`, and never with "
+        "`markov`"
+    )
+    assert lower["markov"] == []
