@@ -114,6 +114,15 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_line_within_a_formula_is_a_list(page):
+    """Markdown would break the formula there, without a warning."""
+    text = re.sub(r"```.*?```|\$\$.*?\$\$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert [
+        formula for formula in re.findall(r"\$[^$]*\$", text) if re.search(r"\n\s*([-+*]|\d+[.)])\s", formula)
+    ] == []
+
+
 def test_reference_has_every_module_of_vae_models():
     page = (ROOT / "docs" / "api" / "vae_models.md").read_text(encoding="utf-8")
     paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "vae_models").rglob("*.py")]
