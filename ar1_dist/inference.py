@@ -382,24 +382,26 @@ def _as_parameter(name: str, value: Tensor | float, loc: Tensor, size: int) -> T
 
 def _positions(index: Index, d: int, device: torch.device) -> Tensor:
     """The coordinates that index names, increasing, from 0 to d - 1. They are always checked: like shapes, they decide
-    what the result is. What is no tensor is checked in Python, which a compiler can follow."""
+    what the result is. A slice and Python's own numbers are checked without a tensor, which a compiler can follow."""
     wanted = f"index must be a slice, a boolean mask of shape ({d},) or increasing integers from {-d} to {d - 1}"
     if isinstance(index, slice):
-        index = range(d)[index]
-    if not isinstance(index, Tensor) and not isinstance(index, Sequence):
-        try:
-            index = torch.as_tensor(index)  # an array
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"{wanted}; got {index!r}.") from None
-    if not isinstance(index, Tensor):
-        is_mask = len(index) > 0 and all(isinstance(each, bool) for each in index)
-        if not is_mask and any(isinstance(each, bool) or not isinstance(each, numbers.Integral) for each in index):
+        kept = range(d)[index]
+        if kept.step < 0 and len(kept) > 1:
             raise ValueError(f"{wanted}; got {index!r}.")
-        entries = [t for t, kept in enumerate(index) if kept] if is_mask else [t + d if t < 0 else t for t in index]
-        is_increasing = all(before < after for before, after in itertools.pairwise(entries))
-        if (is_mask and len(index) != d) or not is_increasing or not all(0 <= t < d for t in entries):
-            raise ValueError(f"{wanted}; got {index!r}.")
+        return kept.start + kept.step * torch.arange(len(kept), device=device)
+    if isinstance(index, list | tuple) and all(type(each) is bool for each in index) and index:
+        if len(index) != d:
+            raise ValueError(f"{wanted}; got {len(index)} booleans.")
+        index = [t for t, is_kept in enumerate(index) if is_kept]
+    if isinstance(index, list | tuple) and all(type(each) is int for each in index):
+        entries = [t + d if t < 0 else t for t in index]
+        if any(not 0 <= t < d for t in entries) or any(a >= b for a, b in itertools.pairwise(entries)):
+            raise ValueError(f"{wanted}; got {index if len(index) <= 10 else f'{len(index)} integers'}.")
         return torch.tensor(entries, dtype=torch.long, device=device)
+    try:
+        index = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{wanted}; got {index!r}.") from None
     if index.dim() != 1 or (index.dtype == torch.bool and index.shape != (d,)):
         raise ValueError(f"{wanted}; got {_describe(index)}.")
     if index.numel() == 0:

@@ -231,11 +231,13 @@ def test_every_kind_of_index():
         value = torch.ones(3, dtype=torch.float64)
         assert torch.equal(q.condition(index, value).loc, q.condition([1, 3, 4], value).loc)
     assert torch.equal(q.marginal(slice(1, None, 2)).loc, q.marginal([1, 3]).loc)
+    assert torch.equal(q.marginal(np.array(mask).tolist()).loc, q.marginal(list(np.array([1, 3, 4]))).loc)
 
 
 @pytest.mark.parametrize(
     "index",
-    [[1, 1], [2, 1], [0, 5], [-6], [-1, 0], [0.5], [[0], [1]], [True, False], torch.ones(2, 5) > 0, 3, "1", None],
+    [[1, 1], [2, 1], [0, 5], [-6], [-1, 0], [0.5], [[0], [1]], [True, False], torch.ones(2, 5) > 0, 3, "1", None]
+    + [slice(None, None, -1), list(range(20))],
 )
 def test_bad_index(index):
     q = Case(5).build()

@@ -1,6 +1,7 @@
 """The study's figures: the loss by epoch, as in the paper's, and what posteriors gain on the diagonal one."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -69,7 +70,7 @@ def differences(part: Part, rows: Sequence[Row]) -> Figure:
         for i, (metric, title) in enumerate(_METRICS.items()):
             for place, name in enumerate(names):
                 baseline = variants.get(baseline_of(name), [])
-                value = difference(variants[name], baseline, lambda row, metric=metric: row[metric])  # type: ignore[misc]
+                value = difference(variants[name], baseline, itemgetter(metric))
                 if value is not None:
                     y = place + 0.22 * (i - 1)
                     drawn = axes.errorbar(value.mean, y, xerr=value.error or 0, fmt="os^"[i], color=f"C{i}", ms=4)

@@ -21,8 +21,8 @@ __all__ = [
     "plan",
 ]
 
-# Per image: the number of the published table that the study's NLLs are to stand beside; and enough for a bound that
-# is nearly tight.
+# Per image: the number of the published table that the study's NLLs are to stand beside; and more, to see how far that
+# bound is from tight.
 IMPORTANCE_SAMPLES = 200
 MORE_SAMPLES = 5000
 
@@ -42,8 +42,8 @@ class Variant:
             sampler; ``rho-zero``, with rho held at 0; ``per-pair`` or ``shared``, with that kind of rho where the
             posterior has the other. Or how the run of another variant is evaluated: ``permuted``, the one without
             change in another order of the latents; ``more-samples``, the same with more importance samples for fewer
-            images; ``walk-sampled`` or ``rho-sampled``, ``walk`` or ``rho`` under the
-            distribution that the sampler has, not the one that it is meant to have.
+            images; ``walk-sampled`` or ``rho-sampled``, ``walk`` or ``rho`` under the distribution that the sampler
+            has, not the one that it is meant to have.
         rank (int): of ``low_rank``, otherwise 0.
 
     Raises:
