@@ -214,7 +214,7 @@ def train(
             metrics = _run(config, out, progress, context.params)
     if metrics is None:
         return
-    Console().print(_figures_table(_described(config), metrics))
+    Console().print(_metrics_table(_described(config), metrics))
     print(f"Wrote metrics.json, pictures, report.html and the model to {out}")
 
 
@@ -291,7 +291,7 @@ def evaluate(
     importance_samples: ImportanceSamples = 100,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the noise.")] = 0,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data set.", show_default="the run's")] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write the figures to, as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write the metrics to, as JSON.")] = None,
 ) -> None:
     """Evaluate the model of a run. The run is not changed."""
     with _one_line_errors():
@@ -314,7 +314,7 @@ def evaluate(
         metrics = evaluation.evaluate(vae, images, num_samples=importance_samples)
         if out is not None:
             write_json(out, metrics)
-    Console().print(_figures_table(f"{_described(config)}, {split} images", metrics))
+    Console().print(_metrics_table(f"{_described(config)}, {split} images", metrics))
 
 
 @app.command()
@@ -570,8 +570,8 @@ _HEADINGS = {
 }
 
 
-def _figures_table(title: str, metrics: Mapping[str, Any]) -> Table:
-    """The final figures of one VAE, a row each."""
+def _metrics_table(title: str, metrics: Mapping[str, Any]) -> Table:
+    """The final metrics of one VAE, a row each."""
     table = Table(title=title, box=_RULED, show_edge=False)
     table.add_column("figure")
     table.add_column("mean", justify="right")

@@ -1,4 +1,4 @@
-"""Final figures of a trained VAE on images that it was not trained on, and the tensors that its pictures show."""
+"""Final metrics of a trained VAE on images that it was not trained on, and the tensors that its pictures show."""
 
 import math
 from collections.abc import Iterator, Sequence

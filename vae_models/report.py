@@ -1,4 +1,4 @@
-"""``report.html``: final figures, pictures and settings of a run or a comparison, on a page that needs nothing else."""
+"""``report.html``: final metrics, pictures and settings of a run or a comparison, on a page that needs nothing else."""
 
 import base64
 import math
@@ -26,7 +26,7 @@ class Picture(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """One of the final figures."""
+    """One of the final metrics."""
 
     heading: str
     meaning: str = ""
@@ -71,7 +71,7 @@ def render(
     Args:
         title (str): its heading.
         settings (mapping): from names to values; a value may be a mapping again.
-        results (mapping): from the name of each run to its final figures, as :func:`vae_models.evaluation.evaluate`
+        results (mapping): from the name of each run to its final metrics, as :func:`vae_models.evaluation.evaluate`
             gives them. With one run they are listed; with several they are compared, and a value is bold if it is
             better than every other by more than two standard errors of their difference. Further numbers are shown
             under their own names, and whatever is no number is left out.
