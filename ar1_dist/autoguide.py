@@ -24,6 +24,7 @@ from pyro.poutine.runtime import get_plates
 from torch import Tensor
 
 from ar1_dist.ar1_normal import AR1Normal
+from ar1_dist.rounding import warn_if_rounded
 from ar1_dist.transforms import AR1Transform
 
 __all__ = ["AutoAR1Normal", "AutoAR1NormalMessenger"]
@@ -74,12 +75,13 @@ class AutoAR1Normal(AutoContinuous):
         constrained sites of any ``AutoContinuous``.
     """
 
-    scale_constraint = constraints.softplus_positive
+    scale_constraint = constraints.independent(constraints.softplus_positive, 1)
 
     def __init__(self, model: Callable, init_loc_fn: Callable = init_to_median, init_scale: float = 0.1) -> None:
         if not isinstance(init_scale, float) or not init_scale > 0:
             raise ValueError(f"init_scale must be a positive float; got {init_scale!r}.")
         self._init_scale = init_scale
+        self._is_rounded = False
         super().__init__(model, init_loc_fn=init_loc_fn)
 
     def _setup_prototype(self, *args, **kwargs):
@@ -96,6 +98,9 @@ class AutoAR1Normal(AutoContinuous):
 
     def get_posterior(self, *args, **kwargs):
         """The posterior over the unconstrained latent vector, an :class:`~ar1_dist.AR1Normal`."""
+        if not self._is_rounded:
+            chain = self.loc, self.scale, self.atanh_rho
+            self._is_rounded = warn_if_rounded(type(self).__name__, "the latent vector", *chain)
         return AR1Normal(self.loc, self.scale, atanh_rho=self.atanh_rho)
 
     def _loc_scale(self, *args, **kwargs):
@@ -166,6 +171,7 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
             raise ValueError(f"init_scale must be a positive float; got {init_scale!r}.")
         super().__init__(model, init_loc_fn=init_loc_fn, init_scale=init_scale, amortized_plates=amortized_plates)
         self._told: set[str] = set()
+        self._rounded: set[str] = set()
 
     def get_posterior(self, name, prior):
         """The guide's distribution at a site, or while ``median`` runs its median; see Pyro's
@@ -177,8 +183,10 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
         if prior.event_dim == 0:
             self._tell(name, "its prior has no event dimension: its guide is an independent normal")
             loc, scale = self._get_params(name, prior)
+            self._warn_if_rounded(name, loc, scale)
             return loc if self._computing_median else dist.Normal(loc, scale)
         loc, scale, atanh_rho = self._get_chain(name, prior)
+        self._warn_if_rounded(name, loc, scale, atanh_rho)
         if self._computing_median:
             return loc
         posterior = AR1Normal(loc, scale, atanh_rho=atanh_rho).to_event(prior.event_dim - 1)
@@ -200,7 +208,8 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
             ("scales", scale, constraints.positive),
             ("atanh_rhos", atanh_rho, constraints.real),
         ):
-            deep_setattr(self, f"{group}.{name}", PyroParam(value, constraint, event_dim=prior.event_dim))
+            vectors = constraints.independent(constraint, prior.event_dim)
+            deep_setattr(self, f"{group}.{name}", PyroParam(value, vectors, event_dim=prior.event_dim))
         return self._get_chain(name, prior)
 
     def _adjust_plates(self, value, event_dim):
@@ -213,6 +222,10 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
             if plate.name in self._outer_plates and -value.dim() <= dim:
                 value = value.mean(dim, keepdim=True)
         return super()._adjust_plates(value, event_dim)
+
+    def _warn_if_rounded(self, name: str, *parameters: Tensor) -> None:
+        if name not in self._rounded and warn_if_rounded(type(self).__name__, f"site {name!r}", *parameters):
+            self._rounded.add(name)
 
     def _tell(self, name: str, reason: str) -> None:
         if name not in self._told:
