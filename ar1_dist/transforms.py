@@ -111,8 +111,10 @@ class AR1Transform(Transform):
 
     @property
     def correlation(self) -> Tensor:
-        """``rho`` or ``atanh_rho``, whichever was given."""
-        return at_least_1d(self._correlation)
+        """``rho`` or ``atanh_rho``, whichever was given; with d = 1, where it has no meaning, 0."""
+        correlation = at_least_1d(self._correlation)
+        # Of any value, and in the graph all the same.
+        return correlation if self.event_shape[0] > 1 else correlation.nan_to_num().clamp(0.0, 0.0)
 
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
