@@ -11,8 +11,9 @@ from torch.distributions import constraints
 from ar1_dist import functional
 from ar1_dist.constraints import open_interval
 from ar1_dist.functional import log_cosh, sum_shared
+from ar1_dist.kernels import has_values
 from ar1_dist.recurrence import linear_recurrence
-from ar1_dist.transforms import AR1Transform, infer_shapes
+from ar1_dist.transforms import AR1Transform, check_type, infer_shapes
 from ar1_dist.validation import or_limit, refuse_nan
 
 __all__ = ["AR1Normal"]
@@ -108,20 +109,20 @@ class AR1Normal(TorchDistribution):
         atanh_rho: Tensor | float | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.transform = AR1Transform(loc, scale, rho, atanh_rho=atanh_rho)
-        # Those of the parameters that were given: Pyro's reparametrisers rebuild a distribution from all that it names.
-        self.arg_constraints = {name: self.arg_constraints[name] for name in self.transform.names}
-        # The base class would check rho where only atanh_rho was given, and would let infinity through.
-        super().__init__(self.transform.batch_shape, self.transform.event_shape, validate_args=False)
-        self._set_validation(validate_args)
-        if self._validate_args:
+        transform = AR1Transform(loc, scale, rho, atanh_rho=atanh_rho)
+        self._set_up(transform, transform.batch_shape, validate_args)
+        if self._validate_args and has_values():
             self._validate_parameters()
 
-    def _set_validation(self, validate_args: bool | None) -> None:
-        if validate_args is None:  # it is the process's setting, whenever that changes, as of torch's distributions
-            self.__dict__.pop("_validate_args", None)
-        else:
-            self._validate_args = validate_args
+    def _set_up(self, transform: AR1Transform, batch_shape: torch.Size, validate_args: bool | None) -> None:
+        """All of the constructor but the check of values. Without an argument validation is as the process's setting
+        says, whenever that changes, as of torch's distributions."""
+        self.transform, self._given_validate_args = transform, validate_args
+        # The base class would check rho where only atanh_rho was given, and would let infinity through.
+        self.arg_constraints = {}
+        super().__init__(batch_shape, transform.event_shape, validate_args=validate_args)
+        # Those of the parameters that were given: Pyro's reparametrisers rebuild a distribution from all that it names.
+        self.arg_constraints = {name: type(self).arg_constraints[name] for name in transform.names}
 
     def _validate_parameters(self) -> None:
         for name, value in self.transform.parameters().items():
@@ -136,11 +137,8 @@ class AR1Normal(TorchDistribution):
 
     def expand(self, batch_shape, _instance=None):
         new = self._get_checked_instance(AR1Normal, _instance)
-        new.transform = self.transform
-        new.arg_constraints = self.arg_constraints
         batch_shape = self.loc.expand(torch.Size(batch_shape) + self.event_shape).shape[:-1]
-        super(AR1Normal, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._set_validation(vars(self).get("_validate_args"))
+        new._set_up(self.transform, batch_shape, self._given_validate_args)
         return new
 
     @staticmethod
@@ -283,7 +281,7 @@ class AR1Normal(TorchDistribution):
         Raises:
             ValueError: if the last dimension is not d, or (with validation) a number is not finite.
         """
-        if self._validate_args:
+        if self._validate_args and has_values():
             self._validate_sample(value)
         self.transform.check_event_shape(value)
         noise, arguments, atanh = self.transform.recall(value), self.transform.arguments, self.transform.atanh
@@ -296,8 +294,10 @@ class AR1Normal(TorchDistribution):
         return log_prob.expand(broadcast_shape(self.batch_shape, log_prob.shape))
 
     def _validate_sample(self, value: Tensor) -> None:
-        if isinstance(value, Tensor) and value.numel() == 0:
-            return
+        if isinstance(value, Tensor):
+            check_type(value)
+            if value.numel() == 0:
+                return
         super()._validate_sample(value)
         if not torch._is_all_true(value.isfinite()):
             raise ValueError(f"Expected value (Tensor of shape {tuple(value.shape)}) to be finite, but found:\n{value}")

@@ -2,8 +2,8 @@ r"""The chain's operations as functions of tensors: colouring and whitening, den
 
 Throughout ``loc`` has shape ``(..., d)``; ``scale``, the marginal standard deviation, ``(..., d)`` or ``(..., 1)``; and
 ``correlation``, which is :math:`\alpha = \operatorname{artanh} \rho` if ``atanh`` is true and else :math:`\rho`,
-``(..., d - 1)`` or ``(..., 1)``. Leading dimensions broadcast. Last ones that don't fit are a ValueError from a kernel
-and a RuntimeError from plain torch. Everything is a function of :math:`\alpha` where
+``(..., d - 1)`` or ``(..., 1)``. Leading dimensions broadcast. d = 0 is a ValueError; last dimensions that don't fit
+are one from a kernel and a RuntimeError from plain torch. Everything is a function of :math:`\alpha` where
 precision is at stake: :math:`1 - \rho^2 = \operatorname{sech}^2 \alpha` is right when :math:`\rho` itself rounds to 1.
 """
 
@@ -13,12 +13,13 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
-from ar1_dist.kernels import with_kernels
+from ar1_dist.kernels import check_size, with_kernels
 from ar1_dist.recurrence import autoregression
 
 __all__ = [
     "atanh_of",
     "colour",
+    "is_floating",
     "join",
     "log_cosh",
     "log_det",
@@ -57,6 +58,7 @@ def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, 
         tensor(-4.5486)
     """
     d = int(loc.shape[-1])  # a tensor under torch.jit.trace, where its product with a number is float32
+    check_size(d)
     dtype = torch.promote_types(value.dtype, loc.dtype)
     w = whiten((widen(value) - loc) / scale, atanh_of(correlation, atanh), dtype)
     return -0.5 * (w.square().sum(-1) + d * math.log(2 * math.pi)) - log_det(scale, correlation, d=d, atanh=atanh)
@@ -91,6 +93,7 @@ def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool, constant
         >>> log_det(torch.tensor([2.0]), torch.tensor([0.5]), d=3, atanh=False)
         tensor(1.7918)
     """
+    check_size(d)
     return constant + sum_shared(scale.log(), d) - sum_shared(log_cosh(atanh_of(correlation, atanh)), d - 1)
 
 
@@ -158,6 +161,17 @@ def widen(x: Tensor) -> Tensor:
     if x.dtype in (torch.float16, torch.bfloat16):
         return x.float()
     return x.double() if x.dtype == torch.float32 and x.device.type != "mps" else x
+
+
+def is_floating(x: Tensor) -> bool:
+    """Whether x is of a type to compute in: torch has floating types of 8 bits and fewer too, which only store.
+
+    Example:
+
+        >>> is_floating(torch.zeros(2)), is_floating(torch.zeros(2, dtype=torch.float8_e5m2))
+        (True, False)
+    """
+    return x.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def sign_of(x: Tensor) -> Tensor:

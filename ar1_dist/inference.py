@@ -29,10 +29,10 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import pad
 
 from ar1_dist.ar1_normal import AR1Normal
-from ar1_dist.functional import join, sign_of, sum_shared, whiten, widen
-from ar1_dist.kernels import is_transformed
+from ar1_dist.functional import is_floating, join, sign_of, sum_shared, whiten, widen
+from ar1_dist.kernels import has_values, is_transformed
 from ar1_dist.recurrence import linear_recurrence, moebius_recurrence
-from ar1_dist.transforms import as_tensor, at_least_1d
+from ar1_dist.transforms import AR1Transform, as_tensor, at_least_1d
 from ar1_dist.validation import refuse_nan
 
 __all__ = ["Index", "condition", "conjugate_update", "from_times", "from_transitions", "marginal"]
@@ -53,11 +53,13 @@ def from_times(
 ) -> AR1Normal:
     """See :meth:`AR1Normal.from_times <ar1_dist.AR1Normal.from_times>`."""
     d = _event_size(loc)
-    if not isinstance(times, Tensor) or times.is_complex() or times.dtype == torch.bool or times.shape[-1:] != (d,):
+    is_time = isinstance(times, Tensor) and not times.is_complex() and times.dtype != torch.bool
+    if not is_time or times.shape[-1:] != (d,) or (times.is_floating_point() and not is_floating(times)):
         raise ValueError(f"times must be a tensor of numbers of shape (..., {d}), as loc has; got {_describe(times)}.")
     unit = _as_parameter("timescale", timescale, loc, d - 1)
     _broadcast(loc=loc.shape[:-1], times=times.shape[:-1], timescale=unit.shape[:-1])
-    gap = times.diff(dim=-1)  # in times' own type, which may be an integer or a wider one than loc's
+    # In times' own type, which may be a wider one than loc's, or in int64: a narrow or unsigned integer wraps around.
+    gap = (widen(times) if times.is_floating_point() else times.long()).diff(dim=-1)
     _check_gaps(times, gap)
     if _is_validated(validate_args):
         _require("times", times, "be finite", times.isfinite())
@@ -146,7 +148,7 @@ def condition(q: AR1Normal, index: Index, value: Tensor) -> AR1Normal:
     d = q.event_shape[0]
     observed = _positions(index, d, q.loc.device)
     n = observed.numel()
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape[-1:] != (n,):
+    if not isinstance(value, Tensor) or not is_floating(value) or value.shape[-1:] != (n,):
         raise ValueError(
             f"value must be a floating-point tensor of shape (..., {n}), one number for each coordinate of index; "
             f"got {_describe(value)}."
@@ -159,7 +161,7 @@ def condition(q: AR1Normal, index: Index, value: Tensor) -> AR1Normal:
     batch_shape = _broadcast(q.batch_shape, value=value.shape[:-1])
     if n == 0:
         return q.expand(batch_shape)
-    if q._validate_args:
+    if q._validate_args and has_values():
         _require("value", value, "be finite", value.isfinite())
     dtype = torch.promote_types(q.loc.dtype, value.dtype)
     loc, scale = widen(q.transform.loc), _expand(widen(q.transform.scale), d)
@@ -270,6 +272,33 @@ def _update_by_chain(q: AR1Normal, p: AR1Normal) -> tuple[AR1Normal, Tensor]:
     """
     d, batch_shape = q.event_shape[0], _common_batch_shape(q, p.loc)
     dtype = torch.promote_types(q.loc.dtype, p.loc.dtype)
+    mean, variance, correlation, log_det = _multiply(q, p)
+    q_loc, p_loc = widen(q.transform.loc), widen(p.transform.loc)
+    scale, tau = widen(q.transform.scale), widen(p.transform.scale)
+    loc = q_loc + scale * mean
+    mean_of_p = (scale * mean - (p_loc - q_loc)) / tau
+    # Their numbers once more, from p's standardised coordinates: where p is far the sharper they are lost in q's. The
+    # derivatives stay those of the one mean, by which the squares together have none.
+    with torch.no_grad():
+        number, _, _, _ = _multiply(p, q)
+        sharper = torch.where(tau < scale, p_loc + tau * number, loc)
+    loc, mean_of_p = loc + (sharper - loc).detach(), mean_of_p + (number - mean_of_p).detach()
+    squares = _whitened_square(mean, q) + _whitened_square(mean_of_p, p)
+    log_normalizer = (-0.5 * (squares + log_det + 2 * sum_shared(scale.log(), d) + d * math.log(2 * math.pi))).to(dtype)
+    parameters = {f"other's {name}": value for name, value in p.transform.parameters().items()}
+    refuse_nan("conjugate_update", log_normalizer, **q.transform.parameters(), **parameters)
+    updated = _like(q, loc.to(dtype), (scale * variance.sqrt()).to(dtype), correlation.to(dtype), batch_shape)
+    return updated, log_normalizer.expand(batch_shape)
+
+
+def _whitened_square(u: Tensor, q: AR1Normal) -> Tensor:
+    return whiten(u, _expand(widen(q.transform.atanh_rho), u.shape[-1] - 1), u.dtype).square().sum(-1)
+
+
+def _multiply(q: AR1Normal, p: AR1Normal) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means, variances and artanh of the correlations of the product, in q's standardised coordinates, and the
+    logarithm of the determinant of the sum of the two covariances in them."""
+    d = q.event_shape[0]
     loc, scale, tau = widen(q.transform.loc), widen(q.transform.scale), widen(p.transform.scale)
     alpha = _expand(widen(q.transform.atanh_rho), d - 1)
     beta = _expand(widen(p.transform.atanh_rho), d - 1)
@@ -299,15 +328,7 @@ def _update_by_chain(q: AR1Normal, p: AR1Normal) -> tuple[AR1Normal, Tensor]:
         score=pad(gain * offset, (1, 0)),
         offset=join(own_share * offset, last_share * shift[..., -1:]),
     )
-    squares = whiten(mean, alpha, mean.dtype).square().sum(-1)
-    squares = squares + whiten(mean / b - shift, beta, mean.dtype).square().sum(-1)
-    log_noise = noise.log().sum(-1) + 2 * sum_shared(scale.log(), d) + d * math.log(2 * math.pi)
-    log_normalizer = (-0.5 * (squares + log_det + log_noise)).to(dtype)
-    parameters = {f"other's {name}": value for name, value in p.transform.parameters().items()}
-    refuse_nan("conjugate_update", log_normalizer, **q.transform.parameters(), **parameters)
-    loc, scale = loc + scale * mean, scale * variance.sqrt()
-    updated = _like(q, loc.to(dtype), scale.to(dtype), correlation.to(dtype), batch_shape)
-    return updated, log_normalizer.expand(batch_shape)
+    return mean, variance, correlation, log_det + noise.log().sum(-1)
 
 
 def _smooth(
@@ -372,16 +393,16 @@ def _expand(x: Tensor, n: int) -> Tensor:
 
 def _like(q: AR1Normal, loc: Tensor, scale: Tensor, atanh_rho: Tensor, batch_shape: torch.Size) -> AR1Normal:
     """A chain that was computed from q. Its parameters are not checked again; values will be where q's are."""
-    chain = AR1Normal(loc, scale, atanh_rho=atanh_rho, validate_args=False)
-    chain._set_validation(vars(q).get("_validate_args"))
-    return chain if chain.batch_shape == batch_shape else chain.expand(batch_shape)
+    chain = AR1Normal.__new__(AR1Normal)
+    chain._set_up(AR1Transform(loc, scale, atanh_rho=atanh_rho), batch_shape, q._given_validate_args)
+    return chain
 
 
 # --- Arguments ---
 
 
 def _event_size(loc: Tensor) -> int:
-    if not isinstance(loc, Tensor) or not loc.is_floating_point() or loc.dim() < 1 or loc.shape[-1] < 1:
+    if not isinstance(loc, Tensor) or not is_floating(loc) or loc.dim() < 1 or loc.shape[-1] < 1:
         raise ValueError(
             f"loc must be a floating-point tensor of shape (..., d) with d at least 1; got {_describe(loc)}."
         )
@@ -393,8 +414,9 @@ def _as_parameter(name: str, value: Tensor | float, loc: Tensor, size: int) -> T
     in promotion, and go to loc's device."""
     dtype = loc.dtype
     if isinstance(value, Tensor):
-        fits = value.is_floating_point() and (value.dim() == 0 or value.shape[-1] in (1, size))
-        dtype = torch.promote_types(dtype, value.dtype) if value.dim() > 0 else dtype
+        fits = is_floating(value) and (value.dim() == 0 or value.shape[-1] in (1, size))
+        if fits and value.dim() > 0:
+            dtype = torch.promote_types(dtype, value.dtype)
     else:
         fits = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not fits:
@@ -495,7 +517,7 @@ def _check_gaps(times: Tensor, gap: Tensor) -> None:
 
 
 def _is_validated(validate_args: bool | None) -> bool:
-    return Distribution._validate_args if validate_args is None else validate_args
+    return (Distribution._validate_args if validate_args is None else validate_args) and has_values()
 
 
 def _require(name: str, value: Tensor, wanted: str, *conditions: Tensor) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
-__all__ = ["KernelError", "check_widths", "is_transformed", "set_kernels", "with_kernels"]
+__all__ = ["KernelError", "check_size", "check_widths", "has_values", "is_transformed", "set_kernels", "with_kernels"]
 
 _MODULES = {"numba": "ar1_dist.numba_operations", "triton": "ar1_dist.triton_operations"}
 _choice = "auto"
@@ -78,13 +78,19 @@ def with_kernels(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
             if torch.is_grad_enabled():
                 for x in tensors:  # a generator would take a tenth of a small kernel's time
                     if x.requires_grad:
-                        return cast(Tensor, _WithKernels.apply((plain, kernels, compute, options), *tensors))
+                        call = plain, kernels, compute, options
+                        return cast(Tensor, _WithKernels.apply(call, *map(_savable, tensors)))
             return compute(*tensors, **options)[0]
         except KernelError as error:
             _give_up(kernels.__name__, error)
             return plain(*tensors, **options)
 
     return operation
+
+
+def _savable(x: Tensor) -> Tensor:
+    """What was made in inference mode can be in a graph, but not be saved for its backward pass."""
+    return x.clone() if x.is_inference() else x
 
 
 class _WithKernels(torch.autograd.Function):
@@ -136,6 +142,12 @@ def _plain_backward(
     create_graph = torch.is_grad_enabled()
     grads = iter(torch.autograd.grad(value, wanted, grad, create_graph=create_graph, materialize_grads=True))
     return [next(grads) if n else None for n in needed]
+
+
+def has_values() -> bool:
+    """Whether Python may branch on what tensors hold, as checks of values do: not in a compiler, nor in what torch.func
+    maps or differentiates."""
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
 def is_transformed() -> bool:
@@ -209,11 +221,18 @@ def _give_up(name: str, error: KernelError) -> None:
     warnings.warn(f"ar1_dist computes by plain torch, more slowly: {error}", RuntimeWarning, stacklevel=4)
 
 
+def check_size(d: int) -> None:
+    """See that a chain has a coordinate, on every path: there is no event of size 0."""
+    if d < 1:
+        raise ValueError(f"The last dimension, a chain's coordinates, must be at least 1; got {d}.")
+
+
 def check_widths(
     d: int, vectors: tuple[Tensor, ...] = (), scales: tuple[Tensor, ...] = (), pairs: tuple[Tensor, ...] = ()
 ) -> None:
     """See that tensors have the last dimensions of a chain's parameters: a kernel would read beyond one that is too
     small."""
+    check_size(d)
     for tensors, widths in ((vectors, (d,)), (scales, (1, d)), (pairs, (1, d - 1))):
         for x in tensors:
             if x.size(-1) not in widths:

@@ -53,7 +53,7 @@ from torch.nn.functional import softplus
 
 from ar1_dist.ar1_normal import AR1Normal
 from ar1_dist.functional import atanh_of, log_cosh, sign_of, sum_shared, whiten, widen
-from ar1_dist.kernels import with_kernels
+from ar1_dist.kernels import check_size, with_kernels
 from ar1_dist.recurrence import linear_recurrence
 from ar1_dist.validation import or_limit
 
@@ -213,6 +213,7 @@ def kl_to_normal(
     r"""To independent normals :math:`\mathcal{N}(\mu_t, \tau_t^2)`, the case that guides meet in every step:
     :math:`\sum_t \big[\tfrac12 \big(\mathrm{scale}_t^2 + (\mathrm{loc}_t - \mu_t)^2\big)/\tau_t^2 - \tfrac12 -
     \log(\mathrm{scale}_t/\tau_t)\big] - \tfrac12 \sum_{t \ge 2} \log(1 - \rho_t^2)`."""
+    check_size(loc.shape[-1])
     dtype = torch.promote_types(loc.dtype, p_loc.dtype)
     if dtype in (torch.float16, torch.bfloat16):  # squares of ratios leave their range, or are 0
         loc, scale, correlation, p_loc, p_scale = (x.float() for x in (loc, scale, correlation, p_loc, p_scale))

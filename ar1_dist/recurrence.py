@@ -22,7 +22,7 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ar1_dist.kernels import with_kernels
+from ar1_dist.kernels import check_size, with_kernels
 
 __all__ = ["autoregression", "linear_recurrence", "moebius_recurrence"]
 
@@ -49,8 +49,10 @@ def linear_recurrence(coefficient: Tensor, x: Tensor, *, reverse: bool = False) 
         Tensor: :math:`y`, of shape ``(..., d)``.
 
     Raises:
-        ValueError: if the last dimensions don't fit, from a kernel; from plain torch it is a RuntimeError.
+        ValueError: if x is empty along the last dimension, or if the last dimensions don't fit, from a kernel; from
+            plain torch that is a RuntimeError.
     """
+    check_size(x.shape[-1])
     x = x.expand(broadcast_shape(coefficient.shape[:-1], x.shape[:-1]) + x.shape[-1:])
     if x.shape[-1] == 1:
         return x
@@ -80,8 +82,10 @@ def autoregression(atanh_rho: Tensor, noise: Tensor) -> Tensor:
         Tensor: :math:`u`, of shape ``(..., d)``.
 
     Raises:
+        ValueError: if the last argument is empty along the last dimension.
         RuntimeError: if the last dimensions don't fit.
     """
+    check_size(noise.shape[-1])
     noise = noise.expand(broadcast_shape(atanh_rho.shape[:-1], noise.shape[:-1]) + noise.shape[-1:])
     if noise.shape[-1] == 1:
         return noise
@@ -270,8 +274,10 @@ def moebius_recurrence(transmission: Tensor, saturation: Tensor, x: Tensor) -> T
         Tensor: :math:`y`, of shape ``(..., d)``.
 
     Raises:
+        ValueError: if the last argument is empty along the last dimension.
         RuntimeError: if the last dimensions don't fit.
     """
+    check_size(x.shape[-1])
     batch_shape = broadcast_shape(transmission.shape[:-1], saturation.shape[:-1], x.shape[:-1])
     x = x.expand(batch_shape + x.shape[-1:])
     if x.shape[-1] == 1:

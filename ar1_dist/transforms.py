@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
-from ar1_dist.functional import colour, log_det, whiten, whiten_draw, widen
+from ar1_dist.functional import colour, is_floating, log_det, whiten, whiten_draw, widen
 
 __all__ = ["AR1Transform"]
 
@@ -200,10 +200,18 @@ class AR1Transform(Transform):
         return log_det(*self.arguments[1:], d=self.event_shape[0], atanh=self.atanh)
 
     def check_event_shape(self, value: Tensor) -> None:
+        """Raise unless value is of real numbers and has the last dimension d."""
+        check_type(value)
         if value.dim() == 0 or value.shape[-1] != self.event_shape[0]:
             raise ValueError(
                 f"The value's last dimension must be {self.event_shape[0]}, loc's; got shape {tuple(value.shape)}."
             )
+
+
+def check_type(value: Tensor) -> None:
+    """Raise unless value is of real numbers."""
+    if value.is_complex() or value.dtype == torch.bool or (value.is_floating_point() and not is_floating(value)):
+        raise ValueError(f"The value must be of real numbers; got {value.dtype} of shape {tuple(value.shape)}.")
 
 
 def infer_shapes(shapes: dict[str, torch.Size]) -> tuple[torch.Size, torch.Size]:
@@ -241,7 +249,7 @@ def _check_types(parameters: dict[str, Any]) -> None:
     for name, value in parameters.items():
         wanted = "a floating-point tensor" if name == "loc" else "a floating-point tensor or a real number"
         if isinstance(value, Tensor):
-            if not value.is_floating_point():
+            if not is_floating(value):
                 raise ValueError(f"{name} must be {wanted}; got {value.dtype} of shape {tuple(value.shape)}.")
         elif name == "loc" or isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise ValueError(f"{name} must be {wanted}; got {value!r}.")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from ar1_dist import AR1Normal
+from ar1_dist import AR1Normal, functional, kl
+from ar1_dist.recurrence import autoregression, linear_recurrence, moebius_recurrence
 
 from . import reference
 from .cases import CASES, Case, assert_close, over
@@ -287,3 +288,108 @@ def test_transformed_the_limit_is_computed(mode):
         got = torch.compile(evidence, fullgraph=True, backend="aot_eager")(value, noise)
     for mine, theirs in zip(got, wanted, strict=True):
         assert_close(mine, theirs, torch.float32)
+
+
+# --- Types ---
+
+REAL = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+INTEGER = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64]
+OTHER_TYPES = [torch.bool, torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", [*REAL, *INTEGER], ids=str)
+def test_times_of_every_real_type(dtype):
+    """Differences do not wrap around, in either direction."""
+    times, largest = torch.tensor([1, 2, 4]), torch.iinfo(dtype).max if dtype in INTEGER else 100
+    for shifted in (times, times + (min(largest, 2**62) - 4)):
+        q = AR1Normal.from_times(shifted.to(dtype), torch.zeros(3), 1.0, 2.0)
+        assert_close(q.rho, np.exp([-0.5, -1.0]), torch.float32)
+    with pytest.raises(ValueError, match="some decrease"):
+        AR1Normal.from_times(torch.tensor([4, 2, 1]).to(dtype), torch.zeros(3), 1.0, 2.0)
+    if dtype in (torch.int8, torch.int16, torch.int32):
+        wide = torch.tensor([-largest, 0, largest], dtype=dtype)  # whose differences together are no int of its size
+        assert AR1Normal.from_times(wide, torch.zeros(3), 1.0, float(largest)).rho.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [*INTEGER, *OTHER_TYPES], ids=str)
+def test_parameters_are_of_real_numbers(dtype):
+    numbers = {name: torch.ones(3 if name in ("loc", "scale") else 2).to(dtype) for name in ("loc", "scale", "rho")}
+    for name, value in numbers.items():
+        with pytest.raises(ValueError, match=f"{name} must be a floating-point tensor"):
+            AR1Normal(**{"loc": torch.zeros(3), "scale": 1.0, "rho": 0.5, name: value})
+    for name in ("coefficient", "noise_scale", "initial_scale"):
+        given = {"loc": torch.zeros(3), "coefficient": 1.0, "noise_scale": 1.0, "initial_scale": 1.0}
+        with pytest.raises(ValueError, match=f"{name} must be a real number or a floating-point tensor"):
+            AR1Normal.from_transitions(**(given | {name: torch.ones(1).to(dtype)}))
+    with pytest.raises(ValueError, match="value must be a floating-point tensor"):
+        AR1Normal(torch.zeros(3), 1.0, 0.5).condition([0], torch.ones(1).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", OTHER_TYPES, ids=str)
+def test_values_and_times_are_of_real_numbers(dtype):
+    q, value = AR1Normal(torch.zeros(3), 1.0, 0.5), torch.ones(3).to(dtype)
+    for function in (q.log_prob, q.transform, q.transform.inv):
+        with pytest.raises(ValueError, match="must be of real numbers"):
+            function(value)
+    with pytest.raises(ValueError, match="times must be a tensor of numbers"):
+        AR1Normal.from_times(value, torch.zeros(3), 1.0, 2.0)
+
+
+# --- Sizes ---
+
+
+@pytest.mark.usefixtures("each_path")
+def test_no_chain_is_empty():
+    none, one = torch.zeros(3, 0), torch.full((3, 1), 0.5)
+    for operation in (
+        lambda: linear_recurrence(one, none),
+        lambda: linear_recurrence(none, none),
+        lambda: autoregression(one, none),
+        lambda: moebius_recurrence(one, one, none),
+        lambda: functional.colour(none, one, one, none, atanh=True),
+        lambda: functional.log_prob(none, none, one, one, atanh=True),
+        lambda: functional.log_prob_of_draw(none, none, one, one, none, atanh=True),
+        lambda: functional.log_det(one, one, d=0, atanh=True),
+        lambda: kl.kl_to_normal(none, one, one, none, none, atanh=True),
+    ):
+        with pytest.raises(ValueError, match="must be at least 1; got 0"):
+            operation()
+    for build in (lambda: AR1Normal(none, 1.0, 0.5), lambda: AR1Normal.from_times(none, none, 1.0, 1.0)):
+        with pytest.raises(ValueError, match="d at least 1"):
+            build()
+
+
+@pytest.mark.usefixtures("each_path")
+def test_empty_batches():
+    q = AR1Normal(torch.zeros(0, 3, requires_grad=True), torch.ones(0, 3), 0.5)
+    z = q.rsample()
+    divergences = kl_divergence(q, q) + kl_divergence(q, readings(torch.zeros(3), torch.ones(3)))
+    total = z.sum() + (q.log_prob(z) + q.log_prob(z.clone()) + q.entropy() + divergences).sum()
+    assert total == 0
+    total.backward()
+    assert q.marginal([0, 2]).batch_shape == q.condition([1], torch.zeros(0, 1)).batch_shape == (0,)
+
+
+# --- Inference mode ---
+
+
+@pytest.mark.parametrize("frozen", ["value", "loc", "scale", "rho"])
+def test_what_was_made_in_inference_mode_takes_part_in_a_graph(frozen):
+    """By the kernels always; plain torch, like torch's own Normal, can't save a scale for its backward pass."""
+    given = Case(5, (3,)).parameters() | {"value": torch.randn(3, 5, dtype=torch.float64)}
+
+    def gradients(of_inference):
+        tensors = {name: x.clone().requires_grad_() for name, x in given.items() if name != frozen}
+        with torch.inference_mode(of_inference):
+            tensors[frozen] = given[frozen].clone()
+        value = tensors.pop("value")
+        q = AR1Normal(**tensors)
+        unit = Independent(Normal(torch.zeros(5, dtype=torch.float64), 1.0), 1)
+        total = q.log_prob(value) + q.rsample().sum(-1) + q.entropy() + kl_divergence(q, unit)
+        return torch.autograd.grad(total.sum(), [x for x in (value, *tensors.values()) if x.requires_grad])
+
+    torch.manual_seed(0)
+    got = gradients(True)
+    torch.manual_seed(0)
+    for mine, theirs in zip(got, gradients(False), strict=True):
+        assert_close(mine, theirs)
