@@ -7,10 +7,12 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.contrib.forecast import ForecastingModel
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.nn.module import PyroParam
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import unwrap
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -138,10 +140,11 @@ class AutoAR1Normal(AutoContinuous):
         layout = layout_of((args, kwargs))
         if layout == self._layout or self._model is None:  # a copy from a file has no model
             return
+        if isinstance(unwrap(self.model), ForecastingModel):  # Forecaster draws itself the steps that the guide lacks
+            return
         trace = self._trace_model(*args, **kwargs)
         _check_plates(trace)
-        guided = _shapes(self.prototype_trace)
-        shapes = _shapes(trace)
+        guided = dict(self.prototype_trace.iter_stochastic_nodes())
         for name, site in trace.nodes.items():
             if site["type"] != "sample" or poutine.util.site_is_subsample(site):
                 continue
@@ -150,10 +153,9 @@ class AutoAR1Normal(AutoContinuous):
                     self._warn(f"site {name!r} was not latent when the guide was made, so that the model draws it")
             elif site["is_observed"]:
                 self._warn(f"site {name!r} is observed, and was latent when the guide was made: make it with the data")
-            elif shapes[name] != guided[name]:
+            elif (shape := _shape(site)) != (made := _shape(guided[name])):
                 raise ValueError(
-                    f"{type(self).__name__}: site {name!r} has shape {shapes[name]}, and the guide was made for shape "
-                    f"{guided[name]}."
+                    f"{type(self).__name__}: site {name!r} has shape {shape}, and the guide was made for shape {made}."
                 )
         self._layout = layout
 
@@ -182,9 +184,8 @@ class AutoAR1Normal(AutoContinuous):
         return self.loc, self.scale
 
 
-def _shapes(trace: Trace) -> dict[str, tuple[int, ...]]:
-    """Of the latent sites."""
-    return {name: tuple(torch.as_tensor(site["value"]).shape) for name, site in trace.iter_stochastic_nodes()}
+def _shape(site: Any) -> tuple[int, ...]:
+    return tuple(site["value"].shape)
 
 
 def _check_plates(trace: Trace) -> None:

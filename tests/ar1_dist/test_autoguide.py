@@ -15,6 +15,7 @@ import scipy.stats
 import statsmodels.datasets
 import torch
 from pyro import poutine
+from pyro.contrib.forecast import Forecaster, ForecastingModel
 from pyro.infer import (
     MCMC,
     NUTS,
@@ -291,6 +292,29 @@ def test_another_shape_than_at_the_first_call_raises(event, keyword):
     with pytest.raises(ValueError, match="'z' has shape"):
         Predictive(model, guide=guide, num_samples=2)(8)
     assert draw(5) == guide()["z"].shape == (5,)
+
+
+class LocalLevel(ForecastingModel):
+    def model(self, zero_data, covariates):
+        with self.time_plate:
+            step = pyro.sample("step", dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+        self.predict(dist.Normal(0.0, 1.0), step.cumsum(-2))
+
+
+def test_pyros_forecaster():
+    """Its time is a plate, longer at the forecast, of which it draws the rest."""
+    forecaster = Forecaster(
+        model := LocalLevel(),
+        torch.randn(20, 1),
+        torch.zeros(20, 0),
+        guide=AutoAR1Normal(model),
+        num_steps=3,
+        log_every=0,
+    )
+    draws = forecaster(torch.randn(20, 1), torch.zeros(24, 0), num_samples=200)
+    assert draws.shape == (200, 4, 1)
+    assert forecaster.guide.latent_dim == 20
+    assert (draws.std(0).squeeze(-1).diff() > -0.5).all()
 
 
 def test_the_model_runs_again_for_other_shapes_alone():
