@@ -13,6 +13,7 @@ from ar1_dist.constraints import open_interval
 from ar1_dist.functional import log_cosh, sum_shared
 from ar1_dist.recurrence import linear_recurrence
 from ar1_dist.transforms import AR1Transform, infer_shapes
+from ar1_dist.validation import or_limit, refuse_nan
 
 __all__ = ["AR1Normal"]
 
@@ -73,6 +74,17 @@ class AR1Normal(TorchDistribution):
         dimension that they were given. With d = 2 one rho for all pairs and a rho for each pair are the same.
 
     Note:
+        ``arg_constraints`` are those of vectors, with an event dimension of 1, as Pyro's plates need them. A Pyro
+        parameter that is one number has shape ``(1,)``, or an elementwise constraint:
+        ``open_interval(-1.0, 1.0)`` of :mod:`ar1_dist.constraints`.
+
+    Note:
+        A draw remembers the noise of which it was made, as long as it lives and is the last one. ``log_prob`` of that
+        very tensor takes the noise in place of the rounded value, so that it is right also where ``loc`` is so large
+        that innovations are lost in it: in float32 a level of 100,000 leaves steps of 0.008. Of an equal tensor, or
+        once the draw or a parameter was changed in place, it is the density at the numbers as they are.
+
+    Note:
         With the same seed, ``rsample`` draws the same noise as :class:`~torch.distributions.MultivariateNormal` with
         this ``scale_tril``, and so the same sample. The attribute ``transform`` is the
         :class:`~ar1_dist.AR1Transform` by which it does.
@@ -80,9 +92,9 @@ class AR1Normal(TorchDistribution):
 
     arg_constraints = {
         "loc": constraints.real_vector,
-        "scale": constraints.positive,
-        "rho": open_interval(-1.0, 1.0),
-        "atanh_rho": constraints.real,
+        "scale": constraints.independent(constraints.positive, 1),
+        "rho": constraints.independent(open_interval(-1.0, 1.0), 1),
+        "atanh_rho": constraints.real_vector,
     }
     support = constraints.real_vector
     has_rsample = True
@@ -206,14 +218,18 @@ class AR1Normal(TorchDistribution):
         the root is 1 for j = 1."""
         innovation_scale = self._per_pair(self.transform.atanh_rho).cosh().reciprocal()
         column = torch.nn.functional.pad(innovation_scale, (1, 0), value=1.0)
-        return self._expand(self.transform.scale.unsqueeze(-1) * self._correlation_tril() * column.unsqueeze(-2), 2)
+        tril = self.transform.scale.unsqueeze(-1) * self._correlation_tril() * column.unsqueeze(-2)
+        refuse_nan("scale_tril", tril, **self.transform.parameters())
+        return self._expand(tril, 2)
 
     @property
     def covariance_matrix(self) -> Tensor:
         r"""The covariance :math:`\mathrm{scale}_i\, \mathrm{scale}_j \prod_{i < t \le j} \rho_t`, of shape
         ``batch_shape + (d, d)``."""
         tril, scale = self._correlation_tril(), self.transform.scale
-        return self._expand(scale.unsqueeze(-1) * (tril + tril.tril(-1).mT) * scale.unsqueeze(-2), 2)
+        covariance = scale.unsqueeze(-1) * (tril + tril.tril(-1).mT) * scale.unsqueeze(-2)
+        refuse_nan("covariance_matrix", covariance, **self.transform.parameters())
+        return self._expand(covariance, 2)
 
     @property
     def precision_matrix(self) -> Tensor:
@@ -227,7 +243,9 @@ class AR1Normal(TorchDistribution):
         ratio = torch.nn.functional.pad(atanh_rho.sinh().square(), (1, 1))  # rho^2/(1 - rho^2)
         neighbours = torch.diag_embed(-(2 * atanh_rho).sinh() / 2, offset=-1)
         standardised = torch.diag_embed(1 + ratio[..., :-1] + ratio[..., 1:]) + neighbours + neighbours.mT
-        return self._expand(standardised / scale.unsqueeze(-1) / scale.unsqueeze(-2), 2)
+        precision = standardised / scale.unsqueeze(-1) / scale.unsqueeze(-2)
+        refuse_nan("precision_matrix", precision, **self.transform.parameters())
+        return self._expand(precision, 2)
 
     def _per_pair(self, value: Tensor) -> Tensor:
         return value.expand(value.shape[:-1] + (self.event_shape[0] - 1,))
@@ -268,7 +286,13 @@ class AR1Normal(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         self.transform.check_event_shape(value)
-        log_prob = functional.log_prob(value, *self.transform.arguments, atanh=self.transform.atanh)
+        noise, arguments, atanh = self.transform.recall(value), self.transform.arguments, self.transform.atanh
+        if noise is None:
+            log_prob = functional.log_prob(value, *arguments, atanh=atanh)
+        else:
+            log_prob = functional.log_prob_of_draw(value, *arguments, noise, atanh=atanh)
+        given = {"value": value, **self.transform.parameters()}
+        log_prob = or_limit("log_prob", log_prob, -math.inf, self._validate_args, **given)
         return log_prob.expand(broadcast_shape(self.batch_shape, log_prob.shape))
 
     def _validate_sample(self, value: Tensor) -> None:
@@ -285,6 +309,7 @@ class AR1Normal(TorchDistribution):
         constant = 0.5 * d * (1 + math.log(2 * math.pi))
         _, *arguments = self.transform.arguments
         entropy = functional.log_det(*arguments, d=d, atanh=self.transform.atanh, constant=constant)
+        refuse_nan("entropy", entropy, **self.transform.parameters())
         return entropy if entropy.shape == self.batch_shape else entropy.expand(self.batch_shape)
 
     # The functions of ar1_dist.inference build chains: it imports this module, and is imported here on use.
@@ -318,8 +343,9 @@ class AR1Normal(TorchDistribution):
             AR1Normal: with one correlation for each gap. Leading dimensions broadcast.
 
         Raises:
-            ValueError: if a shape or a type is not as above, or (with validation) two times are equal or decrease, or
-                a value is not finite or not positive.
+            ValueError: if a shape or a type is not as above, if two times are equal or decrease, or (with validation)
+                if a value is not finite or not positive. A warning says where times are so large that their type
+                rounds the gaps.
         """
         from ar1_dist import inference
 
@@ -349,7 +375,8 @@ class AR1Normal(TorchDistribution):
                 where it is the same for every step.
             noise_scale (Tensor or float): standard deviation of each step's noise, positive, of the same shapes.
             initial_scale (Tensor or float): standard deviation of the first coordinate, positive, of shape
-                ``(..., 1)``, 0-d or a number.
+                ``(..., 1)``, 0-d or a number. With ``validate_args=False`` it may be 0: the first coordinate is known
+                exactly, and the chain can be drawn and updated, but has no density.
             validate_args (bool): whether to check values.
 
         Returns:
@@ -451,13 +478,15 @@ class AR1Normal(TorchDistribution):
             other (Distribution): ``Independent(Normal, 1)``, torch's or Pyro's, nested or not, or an AR1Normal, of the
                 same event shape. Batch shapes broadcast. A coordinate of the normal whose scale is infinite is not
                 observed: it contributes exactly 0 to the normaliser, and its loc, even NaN, touches neither values nor
-                gradients.
+                gradients. One whose scale is 0 (which needs ``validate_args=False`` there) is read without noise: the
+                posterior knows it exactly, with a scale of 0, and has no density.
 
         Returns:
             tuple: ``(updated, log_normalizer)``, an AR1Normal and a tensor of the common batch shape.
 
         Raises:
-            ValueError: if other is of another kind or event shape, or if the batch shapes don't broadcast.
+            ValueError: if other is of another kind or event shape, if the batch shapes don't broadcast, or if a scale,
+                a correlation or a reading is at an edge, such as infinity, where there is no posterior.
         """
         from ar1_dist import inference
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from ar1_dist.ar1_normal import AR1Normal
 from ar1_dist.event_time import find_time_dim
 from ar1_dist.guide_checks import check_init_scale, check_store, layout_of
+from ar1_dist.rounding import warn_if_rounded
 from ar1_dist.transforms import AR1Transform
 
 __all__ = ["AutoAR1Normal"]
@@ -77,11 +78,12 @@ class AutoAR1Normal(AutoContinuous):
         constrained sites of any ``AutoContinuous``.
     """
 
-    scale_constraint = constraints.softplus_positive
+    scale_constraint = constraints.independent(constraints.softplus_positive, 1)
 
     def __init__(self, model: Callable, init_loc_fn: Callable = init_to_median, init_scale: float = 0.1) -> None:
         check_init_scale(init_scale)
         self._init_scale = init_scale
+        self._is_rounded = False
         super().__init__(model, init_loc_fn=init_loc_fn)
         self._layout: Any = None  # of the arguments for which shapes were checked last
         self._told: set[str] = set()
@@ -99,7 +101,8 @@ class AutoAR1Normal(AutoContinuous):
                 sites = {name: tuple(shape) for name, shape in self._unconstrained_shapes.items()}
                 raise ValueError(
                     f"{type(self).__name__}: the parameters that were loaded, or are in Pyro's parameter store, are of "
-                    f"{len(self.loc)} latent coordinates, and the model has {self.latent_dim}, in shapes {sites}."
+                    f"{len(self.loc)} latent coordinates, and the model has {self.latent_dim}, in shapes {sites}. Does "
+                    "the call lack the data?"
                 )
         except ValueError:
             self.prototype_trace = None  # which the next call would take
@@ -176,6 +179,9 @@ class AutoAR1Normal(AutoContinuous):
 
     def get_posterior(self, *args, **kwargs):
         """The posterior over the unconstrained latent vector, an :class:`~ar1_dist.AR1Normal`."""
+        if not self._is_rounded:
+            chain = self.loc, self.scale, self.atanh_rho
+            self._is_rounded = warn_if_rounded(type(self).__name__, "the latent vector", *chain)
         return AR1Normal(self.loc, self.scale, atanh_rho=self.atanh_rho)
 
     def _loc_scale(self, *args, **kwargs):

@@ -22,6 +22,7 @@ from torch.distributions import biject_to
 from ar1_dist.ar1_normal import AR1Normal
 from ar1_dist.event_time import MovedimDistribution, find_time_dim
 from ar1_dist.guide_checks import check_init_scale, check_store, store_name
+from ar1_dist.rounding import warn_if_rounded
 
 __all__ = ["AutoAR1NormalMessenger"]
 
@@ -122,6 +123,7 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
         self._in_store: dict[str, bool] = {}  # whether Pyro's store had their parameters already
         self._levels: Tensor | None = None
         self._told: set[str] = set()
+        self._rounded: set[str] = set()
 
     def __getstate__(self):
         state = self.__dict__.copy()
@@ -179,10 +181,12 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
         loc, scale = self._get_params(name, prior)
         time_dim = self._time_dim(name, prior)
         if time_dim is None:
+            self._warn_if_rounded(name, loc, scale)
             return dist.Normal(loc, scale)
         loc, scale, atanh_rho = (
             value.movedim(time_dim, -1) for value in (loc, scale, attrgetter(name)(self.atanh_rhos))
         )
+        self._warn_if_rounded(name, loc, scale, atanh_rho)
         posterior = AR1Normal(loc, scale, atanh_rho=atanh_rho).to_event(prior.event_dim - 1)
         if time_dim != -1:
             posterior = MovedimDistribution(posterior, time_dim)
@@ -274,6 +278,10 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
             self._told.add(text)
             warnings.warn(f"{type(self).__name__}: {text}.", stacklevel=2)
 
+    def _warn_if_rounded(self, name: str, *parameters: Tensor) -> None:
+        if name not in self._rounded and warn_if_rounded(type(self).__name__, f"site {name!r}", *parameters):
+            self._rounded.add(name)
+
     # parameters
 
     def _get_params(self, name, prior):
@@ -307,7 +315,8 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
         if time_dim is not None:
             values["atanh_rhos"] = torch.zeros_like(loc).narrow(time_dim, 1, loc.shape[time_dim] - 1)
         for group, init in values.items():
-            deep_setattr(self, f"{group}.{name}", PyroParam(init, _CONSTRAINTS[group], event_dim=event_dim))
+            constraint = constraints.independent(_CONSTRAINTS[group], event_dim)
+            deep_setattr(self, f"{group}.{name}", PyroParam(init, constraint, event_dim=event_dim))
 
     def _adjust_plates(self, value, event_dim):
         # Pyro looks up a plate among names of plates, and so gives parameters that are made inside a plate of
@@ -378,7 +387,7 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
             except AttributeError:  # no chain
                 continue
             if leaf in module._pyro_params:
-                module._pyro_params[leaf] = (_CONSTRAINTS[group], event_dim)
+                module._pyro_params[leaf] = (constraints.independent(_CONSTRAINTS[group], event_dim), event_dim)
         self._loaded.discard(name)
 
 

@@ -1,5 +1,8 @@
 """Events whose time is not their last dimension: which one it is, and a chain along it."""
 
+import weakref
+from collections.abc import Callable
+
 from pyro.distributions import ExpandedDistribution, GaussianMRF, MaskedDistribution
 from pyro.distributions.hmm import HiddenMarkovModel, IndependentHMM
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
@@ -58,7 +61,7 @@ class MovedimDistribution(TorchDistribution):
         torch.Size([5, 2])
 
     Args:
-        base_dist (Distribution): of real vectors or arrays.
+        base_dist (Distribution): of real vectors or arrays, reparametrised.
         dim (int): where its last dimension goes, a negative event dimension.
 
     Note:
@@ -73,6 +76,10 @@ class MovedimDistribution(TorchDistribution):
         *others, last = base_dist.event_shape
         others.insert(len(others) + 1 + dim, last)
         super().__init__(base_dist.batch_shape, Size(others), validate_args=validate_args)
+        self._draw: tuple[Callable, Tensor] | None = None
+
+    def __getstate__(self):
+        return self.__dict__ | {"_draw": None}
 
     @property
     def support(self):
@@ -81,13 +88,15 @@ class MovedimDistribution(TorchDistribution):
     def expand(self, batch_shape, _instance=None):
         return type(self)(self.base_dist.expand(batch_shape), self.dim, validate_args=False)
 
-    def sample(self, sample_shape=Size()) -> Tensor:
-        return self.base_dist.sample(sample_shape).movedim(-1, self.dim)
-
     def rsample(self, sample_shape=Size()) -> Tensor:
-        return self.base_dist.rsample(sample_shape).movedim(-1, self.dim)
+        draw = self.base_dist.rsample(sample_shape)
+        moved = draw.movedim(-1, self.dim)
+        self._draw = weakref.ref(moved), draw  # a chain knows the noise of its own draw, and no other tensor's
+        return moved
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._draw is not None and self._draw[0]() is value:
+            return self.base_dist.log_prob(self._draw[1])
         return self.base_dist.log_prob(value.movedim(self.dim, -1))
 
     def entropy(self) -> Tensor:

@@ -16,7 +16,20 @@ from torch import Tensor
 from ar1_dist.kernels import with_kernels
 from ar1_dist.recurrence import autoregression
 
-__all__ = ["atanh_of", "colour", "join", "log_cosh", "log_det", "log_prob", "sign_of", "sum_shared", "whiten", "widen"]
+__all__ = [
+    "atanh_of",
+    "colour",
+    "join",
+    "log_cosh",
+    "log_det",
+    "log_prob",
+    "log_prob_of_draw",
+    "sign_of",
+    "sum_shared",
+    "whiten",
+    "whiten_draw",
+    "widen",
+]
 
 
 @with_kernels
@@ -46,6 +59,24 @@ def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, 
     d = int(loc.shape[-1])  # a tensor under torch.jit.trace, where its product with a number is float32
     dtype = torch.promote_types(value.dtype, loc.dtype)
     w = whiten((widen(value) - loc) / scale, atanh_of(correlation, atanh), dtype)
+    return -0.5 * (w.square().sum(-1) + d * math.log(2 * math.pi)) - log_det(scale, correlation, d=d, atanh=atanh)
+
+
+@with_kernels
+def log_prob_of_draw(
+    value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, atanh: bool
+) -> Tensor:
+    r"""The log density of a value that :func:`colour` has made of the noise, with :func:`whiten_draw` in the place of
+    :func:`whiten`.
+
+    Example:
+
+        >>> loc, noise = torch.full((3,), 1e6), torch.tensor([1.0, 0.0, 0.0])
+        >>> log_prob_of_draw(loc, loc, torch.tensor([0.01]), torch.tensor([0.5]), noise, atanh=False)
+        tensor(10.8464)
+    """
+    w = whiten_draw(value, loc, scale, correlation, noise, atanh=atanh)
+    d = int(loc.shape[-1])
     return -0.5 * (w.square().sum(-1) + d * math.log(2 * math.pi)) - log_det(scale, correlation, d=d, atanh=atanh)
 
 
@@ -80,6 +111,37 @@ def whiten(u: Tensor, atanh_rho: Tensor, dtype: torch.dtype) -> Tensor:
     difference = (u[..., 1:] - sign * u[..., :-1]).to(dtype)
     u = u.to(dtype)
     return join(u[..., :1], atanh_rho.cosh() * difference + sign * ((-sign * atanh_rho).exp() * u[..., :-1]))
+
+
+def whiten_draw(
+    value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, atanh: bool
+) -> Tensor:
+    r"""The whitened value, where it is known to be :func:`colour` of ``noise``: the noise itself, with the derivatives
+    that whitening has there, of any order, by all but the noise.
+
+    Where loc is large beside the innovations, :math:`z_t = \mathrm{loc}_t + \mathrm{scale}_t u_t` is rounded to
+    numbers that are far apart, and whitening multiplies the error by up to :math:`\cosh \alpha_t`. Here u
+    is made from the noise again, and z and loc take part by their changes alone.
+
+    Example:
+
+        >>> loc, noise = torch.full((3,), 1e6), torch.tensor([1.0, 0.0, 0.0])
+        >>> z = colour(loc, torch.tensor([0.01]), torch.tensor([0.5]), noise, atanh=False)
+        >>> z
+        tensor([1000000., 1000000., 1000000.])
+        >>> whiten_draw(z, loc, torch.tensor([0.01]), torch.tensor([0.5]), noise, atanh=False)
+        tensor([1., 0., 0.])
+    """
+    atanh_rho = atanh_of(widen(correlation), atanh)
+    u = autoregression(atanh_rho.detach(), widen(noise.detach()))
+    wide = widen(scale)
+    u = (wide.detach() * u + widen(_change(value)) - widen(_change(loc))) / wide
+    return noise.detach() + _change(whiten(u, atanh_rho, wide.dtype)).to(noise.dtype)
+
+
+def _change(x: Tensor) -> Tensor:
+    """0, with the derivatives of x."""
+    return x - x.detach()
 
 
 def widen(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ neighbours and of correlations, which are taken in the next wider type.
 import itertools
 import math
 import numbers
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -29,8 +30,10 @@ from torch.nn.functional import pad
 
 from ar1_dist.ar1_normal import AR1Normal
 from ar1_dist.functional import join, sign_of, sum_shared, whiten, widen
+from ar1_dist.kernels import is_transformed
 from ar1_dist.recurrence import linear_recurrence, moebius_recurrence
 from ar1_dist.transforms import as_tensor, at_least_1d
+from ar1_dist.validation import refuse_nan
 
 __all__ = ["Index", "condition", "conjugate_update", "from_times", "from_transitions", "marginal"]
 
@@ -55,13 +58,15 @@ def from_times(
     unit = _as_parameter("timescale", timescale, loc, d - 1)
     _broadcast(loc=loc.shape[:-1], times=times.shape[:-1], timescale=unit.shape[:-1])
     gap = times.diff(dim=-1)  # in times' own type, which may be an integer or a wider one than loc's
+    _check_gaps(times, gap)
     if _is_validated(validate_args):
-        _require("times", times, "be finite and increase along the last dimension", times.isfinite(), gap > 0)
+        _require("times", times, "be finite", times.isfinite())
         _require("timescale", unit, "be finite and positive", unit.isfinite(), unit > 0)
     wide = widen(unit)
     ratio = gap.to(wide.device, wide.dtype) / _expand(wide, d - 1)
     # artanh rho as log1p(2 rho/(1 - rho))/2, without a rounded 1 - rho.
     atanh_rho = 0.5 * (-2 * (-ratio).exp() / torch.expm1(-ratio)).log1p()
+    refuse_nan("The chain", atanh_rho, times=times, timescale=unit)
     return AR1Normal(loc, scale, atanh_rho=atanh_rho.to(unit.dtype), validate_args=validate_args)
 
 
@@ -84,9 +89,11 @@ def from_transitions(
         _require("noise_scale", n, "be finite and positive", n.isfinite(), n > 0)
         _require("initial_scale", initial, "be finite and positive", initial.isfinite(), initial > 0)
     dtype = torch.promote_types(c.dtype, torch.promote_types(n.dtype, initial.dtype))
-    c, n, initial = _expand(widen(c), d - 1), _expand(widen(n), d - 1), widen(initial)
-    scale = linear_recurrence(c.square(), join(initial.square(), n.square())).sqrt()
+    c, n, initial = _expand(widen(c), d - 1), _expand(widen(n), d - 1).abs(), widen(initial)
+    variance = linear_recurrence(c.square(), join(initial.square(), n.square()))
+    scale = join(initial.abs(), variance[..., 1:].sqrt())  # whose gradient is a number at an initial scale of 0 too
     atanh_rho = (c * scale[..., :-1] / n).asinh()
+    refuse_nan("The chain", scale, atanh_rho, coefficient=c, noise_scale=n, initial_scale=initial)
     return AR1Normal(loc, scale.to(dtype), atanh_rho=atanh_rho.to(dtype), validate_args=validate_args)
 
 
@@ -180,6 +187,7 @@ def condition(q: AR1Normal, index: Index, value: Tensor) -> AR1Normal:
     ratio = torch.where(is_pair, variance[..., after], 1.0) / remainder[..., before]
     correlation = torch.where(is_pair, (slope[..., before] * ratio.sqrt()).asinh(), 0.0)
     loc = loc[..., free] + scale[..., free] * mean[..., free]
+    refuse_nan("condition", loc, variance, correlation, value=value, **q.transform.parameters())
     scale = scale[..., free] * variance[..., free].sqrt()
     return _like(q, loc.to(dtype), scale.to(dtype), correlation.to(dtype), batch_shape)
 
@@ -209,8 +217,11 @@ def conjugate_update(q: AR1Normal, other: Distribution) -> tuple[AR1Normal, Tens
 
 
 def _update_by_factors(q: AR1Normal, value: Tensor, noise_scale: Tensor) -> tuple[AR1Normal, Tensor]:
-    r"""Each factor is :math:`\exp(\lambda_t u_t y_t - \tfrac12 \lambda_t u_t^2)` in the standardised coordinates, with
-    y the standardised value and :math:`\lambda_t = (\mathrm{scale}_t/\tau_t)^2`."""
+    r"""Each factor is :math:`\exp(\eta_t u_t - \tfrac12 \lambda_t u_t^2)` in the standardised coordinates, with
+    :math:`\lambda_t = (\mathrm{scale}_t/\tau_t)^2` and :math:`\eta_t = \lambda_t (x_t - \mathrm{loc}_t)/
+    \mathrm{scale}_t`. Where :math:`\lambda_t` is so much more than the precision of :math:`u_t` given its neighbours,
+    :math:`1 + \sinh^2\alpha_t + \sinh^2\alpha_{t+1}`, that this rounds away beside it, the posterior's mean is the
+    reading; without noise it is the limit, with a scale of 0."""
     d, batch_shape = q.event_shape[0], _common_batch_shape(q, value)
     dtype = torch.promote_types(q.loc.dtype, value.dtype)
     loc, scale = widen(q.transform.loc), widen(q.transform.scale)
@@ -218,17 +229,30 @@ def _update_by_factors(q: AR1Normal, value: Tensor, noise_scale: Tensor) -> tupl
     # Guarded twice: what is not observed is replaced before the arithmetic and after it, so that neither value nor
     # gradient meets an infinity or a NaN. A NaN scale is no such mark, and comes through.
     is_observed = noise_scale != math.inf
-    noise_scale = torch.where(is_observed, widen(noise_scale), 1.0)
-    deviation = (torch.where(is_observed, widen(value), 0.0) - loc) / scale
-    information = torch.where(is_observed, (scale / noise_scale).square(), 0.0)
+    is_exact = (scale > 0) & (noise_scale.abs() <= scale * torch.finfo(scale.dtype).max ** -0.4)
+    tau = torch.where(is_observed & ~is_exact, widen(noise_scale), 1.0)
+    deviation = torch.where(is_observed, widen(value), 0.0) - loc
+    standardised = deviation / torch.where(scale > 0, scale, 1.0)
+    ratio = scale / tau
+    with torch.no_grad():
+        growth = atanh_rho.sinh().square()
+        own = 1 + pad(growth, (1, 0)) + pad(growth, (0, 1))
+        unbounded = own * torch.finfo(own.dtype).max ** 0.5
+    information = torch.where(is_exact, unbounded, torch.where(is_observed, ratio.square(), 0.0))
+    score = torch.where(is_exact, unbounded * standardised, torch.where(is_observed, ratio * (deviation / tau), 0.0))
+    is_sharp = information.detach() * torch.finfo(own.dtype).eps >= own
 
     spread = pad(_sech_squared(atanh_rho), (0, 1), value=1.0)
-    mean, variance, correlation, log_det = _smooth(atanh_rho.tanh(), spread, information, information * deviation)
-    squares = whiten(mean, atanh_rho, mean.dtype).square().sum(-1)
-    squares = squares + (information * (deviation - mean).square()).sum(-1)
-    log_noise = torch.where(is_observed, math.log(2 * math.pi) + 2 * noise_scale.log(), 0.0).sum(-1)
+    mean, variance, correlation, log_det = _smooth(atanh_rho.tanh(), spread, information, score)
+    mean = torch.where(is_sharp, standardised, mean)
+    squares = torch.where(is_observed & ~is_sharp, (deviation - scale * mean) / tau, 0.0).square().sum(-1)
+    squares = squares + whiten(mean, atanh_rho, mean.dtype).square().sum(-1)
+    log_variance = 2 * torch.where(is_exact, scale, tau).log() - torch.where(is_exact, unbounded.log(), 0.0)
+    log_noise = torch.where(is_observed, math.log(2 * math.pi) + log_variance, 0.0).sum(-1)
     log_normalizer = (-0.5 * (squares + log_det + log_noise)).to(dtype)
-    loc, scale = loc + scale * mean, scale * variance.sqrt()
+    refuse_nan("conjugate_update", log_normalizer, value=value, noise_scale=noise_scale, **q.transform.parameters())
+    loc = torch.where(is_exact, widen(value), loc + scale * mean)
+    scale = torch.where(is_exact, widen(noise_scale), scale * variance.sqrt())
     updated = _like(q, loc.to(dtype), scale.to(dtype), correlation.to(dtype), batch_shape)
     return updated, log_normalizer.expand(batch_shape)
 
@@ -279,6 +303,8 @@ def _update_by_chain(q: AR1Normal, p: AR1Normal) -> tuple[AR1Normal, Tensor]:
     squares = squares + whiten(mean / b - shift, beta, mean.dtype).square().sum(-1)
     log_noise = noise.log().sum(-1) + 2 * sum_shared(scale.log(), d) + d * math.log(2 * math.pi)
     log_normalizer = (-0.5 * (squares + log_det + log_noise)).to(dtype)
+    parameters = {f"other's {name}": value for name, value in p.transform.parameters().items()}
+    refuse_nan("conjugate_update", log_normalizer, **q.transform.parameters(), **parameters)
     loc, scale = loc + scale * mean, scale * variance.sqrt()
     updated = _like(q, loc.to(dtype), scale.to(dtype), correlation.to(dtype), batch_shape)
     return updated, log_normalizer.expand(batch_shape)
@@ -443,6 +469,29 @@ def _broadcast(batch_shape: torch.Size | None = None, **shapes: torch.Size) -> t
         described = ", ".join(f"{tuple(shape)} of {name}" for name, shape in shapes.items())
         described += "" if batch_shape is None else f" and batch_shape {tuple(batch_shape)}"
         raise ValueError(f"Leading dimensions must broadcast; got {described}.") from None
+
+
+def _check_gaps(times: Tensor, gap: Tensor) -> None:
+    """Checked always, like shapes: of times that are rounded to one another every result would be another one's."""
+    if is_transformed() or times.is_meta or gap.numel() == 0:
+        return
+    advice = "Unix seconds and the like need integers, torch.float64 or a subtraction of the first time."
+    if not torch._is_all_true(gap > 0) and not times.isnan().any():
+        kind = "are equal" if torch._is_all_true(gap >= 0) else "decrease"
+        raise ValueError(
+            f"times must increase along the last dimension; in this tensor of {times.dtype} and shape "
+            f"{tuple(times.shape)} some {kind}. Readings of one time are one coordinate with a conjugate_update for "
+            f"each; in float32, large times are rounded to each other: {advice}"
+        )
+    if times.is_floating_point():
+        finite = times.detach().where(times.isfinite(), 0.0)
+        spacing = torch.finfo(times.dtype).eps * finite.abs().max()
+        if spacing > 0.1 * gap.min():
+            warnings.warn(
+                f"The times, of {times.dtype}, are up to {finite.abs().max().item():.6g}, where numbers lie "
+                f"{spacing.item():.2g} apart, but differ by as little as {gap.min().item():.2g}: {advice}",
+                stacklevel=4,
+            )
 
 
 def _is_validated(validate_args: bool | None) -> bool:

@@ -28,7 +28,11 @@ Note:
     :func:`torch.distributions.kl_divergence` once for the pair, outside the compiled function, to have it back.
 """
 
+import functools
 import itertools
+import math
+from collections.abc import Callable
+from typing import Any
 
 import pyro.distributions
 import torch
@@ -51,11 +55,35 @@ from ar1_dist.ar1_normal import AR1Normal
 from ar1_dist.functional import atanh_of, log_cosh, sign_of, sum_shared, whiten, widen
 from ar1_dist.kernels import with_kernels
 from ar1_dist.recurrence import linear_recurrence
+from ar1_dist.validation import or_limit
 
 __all__: list[str] = []
 
+Divergence = Callable[[Any, Any], Tensor]
 
-@register_kl(AR1Normal, AR1Normal)
+
+def _register(q_type: type[Distribution], p_type: type[Distribution]) -> Callable[[Divergence], Divergence]:
+    """Register a divergence from or to a chain, which at the edges of parameters is a number or raises."""
+
+    def decorate(divergence: Divergence) -> Divergence:
+        @functools.wraps(divergence)
+        def checked(q: Distribution, p: Distribution) -> Tensor:
+            kl = divergence(q, p)
+            given = {f"{name}'s {key}": x for name, of in (("q", q), ("p", p)) for key, x in _describe(of).items()}
+            is_checked = any(isinstance(chain, AR1Normal) and chain._validate_args for chain in (q, p))
+            return or_limit("The divergence", kl, math.inf, is_checked, **given)
+
+        register_kl(q_type, p_type)(checked)
+        return divergence
+
+    return decorate
+
+
+def _describe(fn: Distribution) -> dict[str, Tensor]:
+    return fn.transform.parameters() if isinstance(fn, AR1Normal) else {"mean": fn.mean, "scale": fn.stddev}
+
+
+@_register(AR1Normal, AR1Normal)
 def _kl_ar1_ar1(q: AR1Normal, p: AR1Normal) -> Tensor:
     r"""With :math:`\gamma_t = \sigma_t/\tau_t` the ratio of q's scale to p's, :math:`\alpha` and :math:`\beta` the
     inverse hyperbolic tangents of q's and of p's correlations, :math:`\varsigma` the sign of :math:`\beta` and w the
@@ -94,7 +122,7 @@ def _kl_ar1_ar1(q: AR1Normal, p: AR1Normal) -> Tensor:
     return kl.to(torch.promote_types(q.loc.dtype, p.loc.dtype))
 
 
-@register_kl(Independent, AR1Normal)
+@_register(Independent, AR1Normal)
 def _kl_independent_ar1(q: Independent, p: AR1Normal) -> Tensor:
     _common_event_size(q, p)
     base, ndims = _unwrap(q)
@@ -105,13 +133,13 @@ def _kl_independent_ar1(q: Independent, p: AR1Normal) -> Tensor:
     return _kl_ar1_ar1(AR1Normal(base.loc, base.scale, 0.0, validate_args=False), p)
 
 
-@register_kl(MultivariateNormal, AR1Normal)
+@_register(MultivariateNormal, AR1Normal)
 def _kl_mvn_ar1(q: MultivariateNormal, p: AR1Normal) -> Tensor:
     _common_event_size(q, p)
     return _kl_from_trace(_trace_of_factor(q.scale_tril, p), q, p)
 
 
-@register_kl(LowRankMultivariateNormal, AR1Normal)
+@_register(LowRankMultivariateNormal, AR1Normal)
 def _kl_lowrank_ar1(q: LowRankMultivariateNormal, p: AR1Normal) -> Tensor:
     _common_event_size(q, p)
     share = q.cov_diag / p.transform.scale.square()
@@ -120,14 +148,14 @@ def _kl_lowrank_ar1(q: LowRankMultivariateNormal, p: AR1Normal) -> Tensor:
     return _kl_from_trace(_trace_of_factor(q.cov_factor, p) + diagonal, q, p)
 
 
-@register_kl(AR1Normal, MultivariateNormal)
+@_register(AR1Normal, MultivariateNormal)
 def _kl_ar1_mvn(q: AR1Normal, p: MultivariateNormal) -> Tensor:
     _common_event_size(q, p)
     white = torch.linalg.solve_triangular(p.scale_tril, q.scale_tril, upper=False)
     return _kl_from_trace(white.square().sum((-2, -1)), q, p)
 
 
-@register_kl(AR1Normal, LowRankMultivariateNormal)
+@_register(AR1Normal, LowRankMultivariateNormal)
 def _kl_ar1_lowrank(q: AR1Normal, p: LowRankMultivariateNormal) -> Tensor:
     r"""By Woodbury's identity, with p's covariance :math:`W W^\top + D`, :math:`M M^\top = I + W^\top D^{-1} W` and
     L the Cholesky factor of q's covariance, :math:`\operatorname{tr}(\Sigma_p^{-1} \Sigma_q) = \sum_t
@@ -219,7 +247,7 @@ def _common_event_size(q: Distribution, p: Distribution) -> int:
     return q.event_shape[0]
 
 
-register_kl(AR1Normal, Independent)(_kl_normal_independent)
+_register(AR1Normal, Independent)(_kl_normal_independent)
 for _joint in (MultivariateNormal, LowRankMultivariateNormal):
     if _dispatch_kl(_joint, Independent) is NotImplemented:
         register_kl(_joint, Independent)(_kl_normal_independent)

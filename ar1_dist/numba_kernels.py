@@ -425,7 +425,8 @@ def _pair_gradient(h, previous, noise, pairs, pair_step, atanh, grad_c):
 
 
 @_compiled
-def log_prob(like, at, rows, counts, d, width, c_width, atanh):
+def log_prob(like, at, rows, counts, d, width, c_width, atanh, is_noise):
+    """With ``is_noise`` the value is given as the noise that it was made of."""
     value = _at(at[0], counts[0], d, like)
     loc = _at(at[1], counts[1], d, like)
     scale = _at(at[2], counts[2], width, like)
@@ -435,8 +436,13 @@ def log_prob(like, at, rows, counts, d, width, c_width, atanh):
     pairs, u = np.empty((4, _CHUNK)), np.empty(_CHUNK + 1)
     for r in range(rows):
         n, i, j, m = r % value.shape[0], r % loc.shape[0], r % scale.shape[0], r % c.shape[0]
+        log = _log_scales(scale, j, d)
+        if is_noise:
+            squares, log = _squares(value[n]), log + _log_roots(c, m, d, atanh, pairs)
+            result[r, 0] = -0.5 * (squares + d * math.log(2 * math.pi)) - log
+            continue
         u[0] = (float64(value[n, 0]) - loc[i, 0]) / scale[j, 0]
-        squares, log = u[0] * u[0], _log_scales(scale, j, d)
+        squares = u[0] * u[0]
         if not pair_step:
             log += _log_roots(c, m, d, atanh, pairs)
         for start in range(1, d, _CHUNK):
@@ -448,6 +454,14 @@ def log_prob(like, at, rows, counts, d, width, c_width, atanh):
             squares += _sum_of_squares(u, pairs, pair_step, stop - start)
             u[0] = u[stop - start]
         result[r, 0] = -0.5 * (squares + d * math.log(2 * math.pi)) - log
+
+
+@_vectorised
+def _squares(x):
+    total = 0.0
+    for p in range(x.size):
+        total += float64(x[p]) * x[p]
+    return total
 
 
 @_vectorised
@@ -479,7 +493,7 @@ def _innovation(u, previous, rho, gap):
 
 
 @_compiled
-def log_prob_backward(like, at, rows, counts, d, width, c_width, atanh, is_constant):
+def log_prob_backward(like, at, rows, counts, d, width, c_width, atanh, is_noise, is_constant):
     r"""With w the whitened value and :math:`\omega_t = w_t/\sqrt{1 - \rho_t^2}`, the slope of half the sum of squares
     by :math:`u_t` is :math:`\omega_t - \rho_{t+1} \omega_{t+1}`, and the gradient of :math:`\alpha_t` is
     :math:`\rho_t - \omega_t (\rho_t u_t - u_{t-1})`."""
@@ -500,18 +514,32 @@ def log_prob_backward(like, at, rows, counts, d, width, c_width, atanh, is_const
         g, total_scale, total_c = float64(grad[r % grad.shape[0], 0]), 0.0, 0.0
         if d <= _SHORT:
             _log_prob_backward_of_short(
-                g, value[n], loc[i], scale[j], step, c[m], pair_step, atanh, grad_loc[r], grad_scale[r], grad_c[r]
+                g,
+                value[n],
+                loc[i],
+                scale[j],
+                step,
+                c[m],
+                pair_step,
+                atanh,
+                is_noise,
+                grad_loc[r],
+                grad_scale[r],
+                grad_c[r],
             )
             continue
         inverse[0] = 1 / float64(scale[j, 0])
-        u[0] = omega[0] = (float64(value[n, 0]) - loc[i, 0]) * inverse[0]
+        u[0] = omega[0] = float64(value[n, 0]) if is_noise else (float64(value[n, 0]) - loc[i, 0]) * inverse[0]
         for start in range(1, d, _CHUNK):
             stop = min(start + _CHUNK, d)
             size = stop - start
             _load_whitening(_part(c, m, start - 1, stop - 1), atanh, pairs)
             if step:
                 _invert(scale[j, start:stop], inverse[1:])
-            _multiply_deviations(value[n, start:stop], loc[i, start:stop], inverse[step:], step, u[1:])
+            if is_noise:
+                _colour_part(value[n, start:stop], pairs, pair_step, u)
+            else:
+                _multiply_deviations(value[n, start:stop], loc[i, start:stop], inverse[step:], step, u[1:])
             _load_omega(u, pairs, pair_step, omega, size)
             total_c += _log_prob_by_pair(g, u, omega, pairs, pair_step, atanh, grad_c[r, start - 1 :], size)
             _load_slopes(omega, pairs, pair_step, slopes, size)
@@ -527,19 +555,21 @@ def log_prob_backward(like, at, rows, counts, d, width, c_width, atanh, is_const
 
 
 @_compiled
-def _log_prob_backward_of_short(g, value, loc, scale, step, c, pair_step, atanh, grad_loc, grad_scale, grad_c):
+def _log_prob_backward_of_short(
+    g, value, loc, scale, step, c, pair_step, atanh, is_noise, grad_loc, grad_scale, grad_c
+):
     """The same for a row of few coordinates, in one loop."""
     d, total_scale, total_c = loc.size, 0.0, 0.0
     inverse = 1 / float64(scale[0])
-    u = omega = (float64(value[0]) - loc[0]) * inverse
+    u = omega = float64(value[0]) if is_noise else (float64(value[0]) - loc[0]) * inverse
     for t in range(1, d):
         if pair_step or t == 1:
-            rho, square, _, gap = _pair(c[t - 1], atanh)
+            rho, square, root, gap = _pair(c[t - 1], atanh)
             inverse_square = 1 / square
         last_u, last_omega, last_inverse = u, omega, inverse
         if step:
             inverse = 1 / float64(scale[t])
-        u = (float64(value[t]) - loc[t]) * inverse
+        u = rho * last_u + root * value[t] if is_noise else (float64(value[t]) - loc[t]) * inverse
         omega = _innovation(u, last_u, rho, gap) * inverse_square
         by_c = g * (rho + omega * _innovation(last_u, u, rho, gap)) * (1.0 if atanh else inverse_square)
         total_c += by_c
@@ -571,6 +601,16 @@ def _multiply_deviations(value, loc, inverse, step, u):
         factor = inverse[0]
         for p in range(value.size):
             u[p] = (float64(value[p]) - loc[p]) * factor
+
+
+@_compiled
+def _colour_part(noise, pairs, pair_step, u):
+    """The standardised chain after u[0], from pairs loaded for whitening."""
+    root = math.sqrt(pairs[2, 0])
+    for p in range(noise.size):
+        if pair_step:
+            root = math.sqrt(pairs[2, p])
+        u[p + 1] = _add_product(root * noise[p], pairs[0, p * pair_step], u[p])
 
 
 @_vectorised

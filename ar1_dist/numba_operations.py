@@ -86,12 +86,7 @@ def colour_backward(
 
 
 def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, atanh: bool) -> tuple[Tensor, ...]:
-    d = loc.size(-1)
-    check_widths(d, (value,), (scale,), (correlation,))
-    rows = _Rows(value, loc, scale, correlation)
-    result = loc.new_empty(rows.batch_shape)
-    rows.run(numba_kernels.log_prob, (result,), d, scale.size(-1), correlation.size(-1), atanh)
-    return (result,)
+    return _log_prob(value, loc, scale, correlation, atanh, is_noise=False)
 
 
 def log_prob_backward(
@@ -104,10 +99,54 @@ def log_prob_backward(
     *,
     atanh: bool,
 ) -> tuple[Tensor, ...]:
+    return _log_prob_backward(needed, grad, value, loc, scale, correlation, atanh, is_noise=False)
+
+
+def log_prob_of_draw(
+    value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, atanh: bool
+) -> tuple[Tensor, ...]:
+    return _log_prob(noise, loc, scale, correlation, atanh, is_noise=True)
+
+
+def log_prob_of_draw_backward(
+    needed: Sequence[bool],
+    grad: Tensor,
+    value: Tensor,
+    loc: Tensor,
+    scale: Tensor,
+    correlation: Tensor,
+    noise: Tensor,
+    *,
+    atanh: bool,
+) -> tuple[Tensor, ...]:
+    return *_log_prob_backward(needed, grad, noise, loc, scale, correlation, atanh, is_noise=True), noise
+
+
+def _log_prob(
+    value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, atanh: bool, is_noise: bool
+) -> tuple[Tensor, ...]:
+    d = loc.size(-1)
+    check_widths(d, (value,), (scale,), (correlation,))
+    rows = _Rows(value, loc, scale, correlation)
+    result = loc.new_empty(rows.batch_shape)
+    rows.run(numba_kernels.log_prob, (result,), d, scale.size(-1), correlation.size(-1), atanh, is_noise)
+    return (result,)
+
+
+def _log_prob_backward(
+    needed: Sequence[bool],
+    grad: Tensor,
+    value: Tensor,
+    loc: Tensor,
+    scale: Tensor,
+    correlation: Tensor,
+    atanh: bool,
+    is_noise: bool,
+) -> tuple[Tensor, ...]:
     rows = _Rows(value, loc, scale, correlation)
     grads = tuple(map(rows.empty_like, (loc, scale, correlation)))
     given, is_constant = _as_rows(grad)
-    options = loc.size(-1), scale.size(-1), correlation.size(-1), atanh, is_constant
+    options = loc.size(-1), scale.size(-1), correlation.size(-1), atanh, is_noise, is_constant
     rows.run(numba_kernels.log_prob_backward, (given, *grads), *options)
     return (-grads[0] if needed[0] else grads[0]), *grads
 

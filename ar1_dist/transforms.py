@@ -2,6 +2,7 @@ r"""The autoregressive map between white noise and a first-order autoregressive 
 
 import functools
 import numbers
+import weakref
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
-from ar1_dist.functional import colour, log_det, whiten, widen
+from ar1_dist.functional import colour, log_det, whiten, whiten_draw, widen
 
 __all__ = ["AR1Transform"]
 
@@ -92,6 +93,7 @@ class AR1Transform(Transform):
         )
         # A 0-d leaf is kept as it is, so that it can be copied; a view of it can't.
         self.loc, self._scale, self._correlation = _as_tensors(parameters)
+        self._draw: tuple[weakref.ref[Tensor], list[Tensor], list[int] | None] | None = None
 
     @property
     def scale(self) -> Tensor:
@@ -109,8 +111,10 @@ class AR1Transform(Transform):
 
     @property
     def correlation(self) -> Tensor:
-        """``rho`` or ``atanh_rho``, whichever was given."""
-        return at_least_1d(self._correlation)
+        """``rho`` or ``atanh_rho``, whichever was given; with d = 1, where it has no meaning, 0."""
+        correlation = at_least_1d(self._correlation)
+        # Of any value, and in the graph all the same.
+        return correlation if self.event_shape[0] > 1 else correlation.nan_to_num().clamp(0.0, 0.0)
 
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,10 +143,45 @@ class AR1Transform(Transform):
 
     def _call(self, x: Tensor) -> Tensor:
         self.check_event_shape(x)
-        return colour(*self.arguments, x, atanh=self.atanh)
+        y = colour(*self.arguments, x, atanh=self.atanh)
+        noise = [x.detach()]  # which goes when y does
+        self._draw = weakref.ref(y, lambda _: noise.clear()), noise, self._versions(y, x)
+        return y
+
+    def recall(self, y: Tensor) -> Tensor | None:
+        """The noise of which this map last made y, as numbers without a graph; None of any other tensor, also of one
+        that is equal, and if y, the noise or a parameter has been changed in place since."""
+        if self._draw is None:
+            return None
+        draw, noise, versions = self._draw
+        if draw() is not y or not noise or self._versions(y, noise[0]) != versions:
+            return None
+        if versions is not None:
+            return noise[0]
+        with torch.no_grad():
+            is_made = (colour(*self.arguments, noise[0], atanh=self.atanh) == y).all(-1, keepdim=True)
+            return torch.where(is_made, noise[0], self._whiten(y.detach()))
+
+    def _versions(self, y: Tensor, x: Tensor) -> list[int] | None:
+        """How often each has been changed; None where nobody counts, of inference tensors and in a compiler."""
+        if torch.compiler.is_compiling():
+            return None
+        try:
+            return [tensor._version for tensor in (y, x, self.loc, self._scale, self._correlation)]
+        except RuntimeError:
+            return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_draw": None}
 
     def _inverse(self, y: Tensor) -> Tensor:
         self.check_event_shape(y)
+        noise = self.recall(y)
+        if noise is not None:
+            return whiten_draw(y, *self.arguments, noise, atanh=self.atanh)
+        return self._whiten(y)
+
+    def _whiten(self, y: Tensor) -> Tensor:
         dtype = torch.promote_types(y.dtype, self.loc.dtype)
         return whiten((widen(y) - self.loc) / self.scale, self.atanh_rho, dtype)
 

@@ -25,6 +25,7 @@ torch.set_num_threads(1)
 def _fresh_state():
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+    pyro.enable_validation()  # which building any torch.compile wrapper turns off
 
 
 @pytest.fixture

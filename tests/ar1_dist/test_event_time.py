@@ -1,5 +1,7 @@
 """Which event dimension is time, and chains along another one than the last."""
 
+import copy
+
 import numpy as np
 import pyro.distributions as dist
 import pytest
@@ -81,6 +83,21 @@ def test_values_are_moved(chains):
     expanded = moved.expand([6, 3])
     assert expanded.sample().shape == (6, 3, T, K)
     assert expanded.log_prob(draws[0]).shape == (6, 3)
+
+
+def test_its_own_draw_is_scored_by_its_noise():
+    """In float32, around a level at which rounding is as large as the innovations."""
+    level = 1e5 + torch.arange(T) / 100
+    chain = AR1Normal(level.expand(K, T), torch.linspace(1, 2, T), atanh_rho=torch.full((K, T - 1), 10.0))
+    moved = MovedimDistribution(chain.to_event(1), -2)
+    draw = moved.rsample()
+    of_noise = moved.log_prob(draw).item()
+    assert of_noise < K * T * 10  # minus the logarithm of the innovations' scale for each coordinate
+    assert moved.log_prob(draw.clone()).item() < of_noise - 1e3
+    again = copy.deepcopy(moved)
+    assert again.log_prob(draw).item() < of_noise - 1e3
+    del draw
+    assert moved.log_prob(moved.mean).isfinite()
 
 
 def test_divergences(chains):

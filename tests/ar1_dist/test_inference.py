@@ -166,7 +166,7 @@ def test_bad_timescale(name, value):
 
 
 def test_values_are_not_checked_without_validation():
-    AR1Normal.from_times(torch.tensor([1.0, 0.0]), torch.zeros(2), 1.0, 1.0, validate_args=False)
+    AR1Normal.from_times(torch.tensor([0.0, INF]), torch.zeros(2), 1.0, 1.0, validate_args=False)
     AR1Normal.from_transitions(torch.zeros(2), 1.0, -1.0, 1.0, validate_args=False)
 
 
