@@ -4,7 +4,8 @@ from ar1_dist import inference as inference
 from ar1_dist import kl as kl
 from ar1_dist.analytic_kl import assert_analytic_kl
 from ar1_dist.ar1_normal import AR1Normal
-from ar1_dist.autoguide import AutoAR1Normal, AutoAR1NormalMessenger
+from ar1_dist.autoguide import AutoAR1Normal
+from ar1_dist.autoguide_messenger import AutoAR1NormalMessenger
 from ar1_dist.kernels import set_kernels
 from ar1_dist.transforms import AR1Transform
 

@@ -251,7 +251,8 @@ def test_irregular_times_page(figures):
 
 @pytest.mark.slow
 def test_time_series_page(figures):
-    names = run_blocks(ROOT / "docs" / "howto_time_series.md", 3)
+    with pytest.warns(UserWarning, match="'flow' was not latent when the guide was made, so that the model draws it"):
+        names = run_blocks(ROOT / "docs" / "howto_time_series.md", 5)
     assert (names["low"] < names["median"]).all()
     assert (names["median"] < names["high"]).all()
     posterior, exact, evidence = names["posterior"], names["exact"], names["evidence"].item()
@@ -263,6 +264,13 @@ def test_time_series_page(figures):
     losses = names["losses_of_several"]
     assert sum(losses[-20:]) < sum(losses[:20])
     assert_drawn(figures, "nile.png")
+    variance = torch.cat([exact.variance, exact.variance[-1] + 0.383**2 * torch.arange(1, 21)])
+    for drawn, noise in ((names["level"], 0), (names["flow_drawn"], names["noise"])):
+        assert ((drawn.std(0) / (variance + noise**2).sqrt()).log().abs() < 0.2).all()
+    assert_drawn(figures, "nile_forecast.png")
+    assert names["drawn"]["flow"].std(0).mean().item() == pytest.approx((names["noise"] ** 2 + 0.5**2) ** 0.5, abs=0.1)
+    assert names["same"]
+    assert names["whole"].get_posterior().loc.equal(posterior.loc)
 
 
 @pytest.mark.slow

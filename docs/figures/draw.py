@@ -5,16 +5,20 @@ python docs/figures/draw.py [time_series irregular_times amortised]
 
 import os
 import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 HERE = Path(__file__).resolve().parent
-os.chdir(HERE)
+os.chdir(tempfile.mkdtemp())  # pages save other files than figures too
 for page in sys.argv[1:] or ["time_series", "irregular_times", "amortised"]:
     text = (HERE.parent / f"howto_{page}.md").read_text("utf-8")
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, names)
+for figure in Path().glob("*.png"):
+    shutil.copy(figure, HERE)

@@ -56,6 +56,11 @@ def true_loss(model, guide) -> float:
     return Trace_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1).loss(model, guide)
 
 
+def chain_sites(guide, *args) -> dict[str, dict]:
+    trace = poutine.trace(guide).get_trace(*args)
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]}
+
+
 class Conjugate:
     """A chain, or a plate of chains, seen with independent normal noise; the answer by dense linear algebra.
 

@@ -1,6 +1,5 @@
 """Guides of autoregressive chains: whatever Pyro's AutoMultivariateNormal does, exactness, and analytic divergences."""
 
-import contextlib
 import copy
 import io
 import subprocess
@@ -16,12 +15,12 @@ import scipy.stats
 import statsmodels.datasets
 import torch
 from pyro import poutine
+from pyro.contrib.forecast import Forecaster, ForecastingModel
 from pyro.infer import (
     MCMC,
     NUTS,
     SVI,
     JitTrace_ELBO,
-    JitTraceMeanField_ELBO,
     Predictive,
     Trace_ELBO,
     TraceGraph_ELBO,
@@ -36,15 +35,14 @@ from pyro.infer.autoguide import (
     init_to_mean,
     init_to_value,
 )
-from pyro.infer.autoguide.effect import AutoNormalMessenger
 from pyro.infer.reparam import NeuTraReparam
 from statsmodels.tsa.statespace.structural import UnobservedComponents
 
-from ar1_dist import AR1Normal, AutoAR1Normal, AutoAR1NormalMessenger, assert_analytic_kl
+from ar1_dist import AR1Normal, AutoAR1Normal, AutoAR1NormalMessenger
 
 from . import reference
 from .elbo import ROWS as N
-from .elbo import Conjugate, losses_of, sample
+from .elbo import Conjugate, chain_sites
 
 D = 3
 GUIDES = [AutoAR1Normal, AutoMultivariateNormal]
@@ -201,18 +199,6 @@ def test_a_single_latent_variable(guide_class):
 
 
 @both_guides
-def test_subsampled_local_variables_share_parameters(guide_class):
-    """As in every AutoContinuous: the latent vector has the size of the subsample."""
-
-    def model():
-        with pyro.plate("rows", 10, subsample_size=N):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.ones(N))
-
-    assert trained(guide_class, model).latent_dim == N
-
-
-@both_guides
 def test_sequential_plates_raise(guide_class):
     def model():
         for i in pyro.plate("rows", N):
@@ -241,6 +227,143 @@ def test_part_of_a_list(guide_class):
 def test_prior_of_another_precision():
     guide = trained(AutoAR1Normal, Conjugate())
     assert guide.get_posterior().loc.dtype == torch.float64
+
+
+# what an AutoContinuous leaves in silence
+
+
+@pytest.mark.parametrize("fewer", [True, False], ids=["fewer", "all, in another order"])
+def test_local_variables_of_a_subsample_raise(fewer):
+    """Their parameters would be those of places in the batch; Pyro's guides draw indices of their own and go on."""
+    index = torch.tensor([2, 0]) if fewer else torch.tensor([1, 0, 2, 3])
+    conjugate = Conjugate(N)
+    guide = AutoAR1Normal(conjugate.model)
+    for _ in range(2):  # nor does it go on at a second try
+        with pytest.raises(ValueError, match="'z' is in the subsampled plate 'rows'.*AutoAR1NormalMessenger"):
+            guide(index)
+    guide = trained(AutoAR1Normal, conjugate.model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="'z' is in the subsampled plate 'rows'.*AutoAR1NormalMessenger"):
+            guide(index)
+    guide(torch.arange(N))
+
+
+def test_local_variables_of_a_drawn_subsample_raise():
+    def model(subsample_size):
+        with pyro.plate("rows", 10, subsample_size=subsample_size):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="subsampled plate 'rows', 4 of 10"):
+        AutoAR1Normal(model)(4)
+    guide = trained(AutoAR1Normal, lambda: model(10))
+    assert guide.latent_dim == 10
+
+
+def test_global_variables_of_subsampled_data():
+    def model(index):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 10, subsample=index):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.ones(len(index)))
+
+    guide = AutoAR1Normal(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    losses = [svi.step(torch.randperm(10)[:size]) for size in (4, 4, 7)]
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+@pytest.mark.parametrize("event", [True, False], ids=["event", "plate"])
+def test_another_shape_than_at_the_first_call_raises(event, keyword):
+    def model(size):
+        if event:
+            pyro.sample("z", AR1Normal(torch.zeros(size), 1.0, 0.5))
+        else:
+            with pyro.plate("rows", size):
+                pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def draw(size):
+        return guide(size=size)["z"].shape if keyword else guide(size)["z"].shape
+
+    guide = AutoAR1Normal(model)
+    assert draw(5) == (5,)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"'z' has shape \(8,\), and the guide was made for shape \(5,\)"):
+            draw(8)
+    with pytest.raises(ValueError, match="'z' has shape"):
+        Predictive(model, guide=guide, num_samples=2)(8)
+    assert draw(5) == guide()["z"].shape == (5,)
+
+
+class LocalLevel(ForecastingModel):
+    def model(self, zero_data, covariates):
+        with self.time_plate:
+            step = pyro.sample("step", dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+        self.predict(dist.Normal(0.0, 1.0), step.cumsum(-2))
+
+
+def test_pyros_forecaster():
+    """Its time is a plate, longer at the forecast, of which it draws the rest."""
+    forecaster = Forecaster(
+        model := LocalLevel(),
+        torch.randn(20, 1),
+        torch.zeros(20, 0),
+        guide=AutoAR1Normal(model),
+        num_steps=3,
+        log_every=0,
+    )
+    draws = forecaster(torch.randn(20, 1), torch.zeros(24, 0), num_samples=200)
+    assert draws.shape == (200, 4, 1)
+    assert forecaster.guide.latent_dim == 20
+    assert (draws.std(0).squeeze(-1).diff() > -0.5).all()
+
+
+def test_the_model_runs_again_for_other_shapes_alone():
+    runs = []
+
+    def model(data, beta=1.0):
+        runs.append(data.shape)
+        z = pyro.sample("z", AR1Normal(torch.zeros(D), 1.0, 0.5))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1).expand(data.shape[:1]).to_event(1), obs=data)
+
+    guide = AutoAR1Normal(model)
+    for data, beta in [(torch.zeros(4, D), 0.1), (torch.ones(4, D), 0.2), (torch.ones(2, D), 0.3)]:
+        guide(data, beta=beta)
+    assert runs == [(4, D), (2, D)]
+
+
+def test_sites_that_were_not_latent_are_the_models():
+    def model(steps=2, data=None):
+        z = torch.zeros(())
+        for t in range(steps):
+            z = pyro.sample(f"z{t}", dist.Normal(z, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=data)
+
+    guide = AutoAR1Normal(model)
+    guide(2, torch.ones(()))
+    with pytest.warns(UserWarning, match="site '(z2|x)' was not latent"):
+        assert set(guide(3)) == {"z0", "z1"}
+    pyro.clear_param_store()
+    guide = AutoAR1Normal(model)
+    guide(2)
+    with pytest.warns(UserWarning, match="site 'x' is observed, and was latent when the guide was made"):
+        guide(2, torch.ones(()))
+
+
+@pytest.mark.parametrize(
+    ("prior", "warned"),
+    [
+        (lambda: dist.Normal(torch.zeros(5, 2), 1.0).to_event(2), True),
+        (lambda: dist.Normal(torch.zeros(5, 1), 1.0).to_event(2), False),
+        (lambda: AR1Normal(torch.zeros(2, 5), 1.0, 0.5).to_event(1), False),
+        (lambda: dist.Normal(torch.zeros(5, 2), 1.0).to_event(1).expand([5]).to_event(1), True),
+    ],
+)
+def test_interleaved_events_are_said(prior, warned):
+    guide = AutoAR1Normal(lambda: pyro.sample("z", prior()))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        guide(), guide()
+    assert len([each for each in caught if "'z' has shape (5, 2)" in str(each.message)]) == warned
 
 
 # saving and loading
@@ -289,6 +412,58 @@ def test_copies(guide_class, copied):
         buffer.seek(0)
         again = torch.load(buffer, weights_only=False)
     assert same_posteriors(guide, again)
+
+
+def test_saving_leaves_the_guide_as_it_is():
+    guide = trained(AutoAR1Normal)
+    again = copy.deepcopy(guide)
+    assert guide.model is not None
+    assert set(again()) == set(again(1)) == set(SHAPES)  # without a model nothing is checked
+    guide.median()
+
+
+def test_a_state_is_loaded_before_the_first_call():
+    guide = trained(AutoAR1Normal)
+    state = copy.deepcopy(guide.state_dict())
+    pyro.clear_param_store()
+    again = AutoAR1Normal(mixed_model)
+    again.load_state_dict(state)
+    parameters = list(again.parameters())
+    assert same_posteriors(guide, again)
+    assert {name: value.tolist() for name, value in again.median().items()} == {
+        name: value.tolist() for name, value in guide.median().items()
+    }
+    again()
+    assert same_posteriors(guide, again)
+    assert all(after is before for after, before in zip(again.parameters(), parameters, strict=True))
+    with torch.no_grad():
+        guide.loc.add_(1)
+    again.load_state_dict(guide.state_dict())
+    assert same_posteriors(guide, again)
+
+
+def test_a_state_of_another_model_raises():
+    state = trained(AutoAR1Normal).state_dict()
+    pyro.clear_param_store()
+    again = AutoAR1Normal(Conjugate().model)
+    again.load_state_dict(state)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"of {LATENT_DIM} latent coordinates, and the model has 3.*'z': \(3,\)"):
+            again()
+
+
+def test_the_store_does_not_replace_a_loaded_state_in_silence():
+    guide = trained(AutoAR1Normal)
+    state = copy.deepcopy(guide.state_dict())
+    again = AutoAR1Normal(mixed_model)
+    again.load_state_dict(state)
+    again()  # equal values are the store's or the state's
+    with torch.no_grad():
+        guide.loc.add_(1)
+    again = AutoAR1Normal(mixed_model)
+    again.load_state_dict(state)
+    with pytest.raises(ValueError, match="another value of 'AutoAR1Normal.loc'.*clear_param_store"):
+        again()
 
 
 # neural transport
@@ -441,281 +616,3 @@ print(peak() - before)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 400 * 4 * d
-
-
-# a chain at each site
-
-
-def chain_sites(guide, *args) -> dict[str, dict]:
-    trace = poutine.trace(guide).get_trace(*args)
-    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]}
-
-
-def shapes(parameters) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in parameters}
-
-
-@pytest.mark.parametrize(
-    ("prior", "shape"),
-    [
-        (lambda: AR1Normal(torch.zeros(D), 1.0, 0.5), (D,)),
-        (lambda: AR1Normal(torch.zeros(1), 1.0, 0.5), (1,)),
-        (lambda: dist.Normal(0.0, 1.0).expand([D]).to_event(1), (D,)),
-        (lambda: dist.Normal(0.0, 1.0).expand([2, D]).to_event(2), (2, D)),
-        (lambda: AR1Normal(torch.zeros(2, D), 1.0, 0.5).to_event(1), (2, D)),
-        (lambda: dist.MultivariateNormal(torch.zeros(D), torch.eye(D)), (D,)),
-        (lambda: dist.LowRankMultivariateNormal(torch.zeros(D), torch.ones(D, 1), torch.ones(D)), (D,)),
-    ],
-)
-@pytest.mark.parametrize("plates", [(), (N,), (5, N)], ids=str)
-def test_site_is_a_chain_with_an_analytic_divergence(prior, shape, plates):
-    def model():
-        with pyro.plate_stack("rows", plates) if plates else contextlib.nullcontext():
-            return pyro.sample("z", prior())
-
-    guide = AutoAR1NormalMessenger(model)
-    site = chain_sites(guide)["z"]
-    fn = site["fn"]
-    while not isinstance(fn, AR1Normal):
-        assert isinstance(fn, torch.distributions.Independent)
-        fn = fn.base_dist
-    assert site["value"].shape == (*plates, *shape)
-    d = shape[-1]
-    assert shapes(guide.named_pyro_params()) == {
-        "locs.z": (*plates, *shape),
-        "scales.z": (*plates, *shape),
-        "atanh_rhos.z": (*plates, *shape[:-1], d - 1),
-    }
-    with torch.no_grad():
-        guide.locs.z.add_(torch.linspace(-1, 1, d))
-        guide.atanh_rhos.z.add_(0.7)
-    assert_analytic_kl(model, guide)
-    means, covs = dense_moments(guide.locs.z, guide.scales.z, guide.atanh_rhos.z)
-    prior_covariance = getattr(prior(), "covariance_matrix", None)
-    if prior_covariance is None:
-        base = prior().base_dist
-        prior_covariance = base.covariance_matrix[0] if isinstance(base, AR1Normal) else torch.eye(d)
-    expected = sum(
-        reference.dense_kl(mean, cov, np.zeros(d), prior_covariance.double().numpy())
-        for mean, cov in zip(means, covs, strict=True)
-    )
-    for elbo in (TraceMeanField_ELBO, JitTraceMeanField_ELBO):
-        losses = losses_of(model, guide, elbo, ignore_jit_warnings=True)
-        assert losses == pytest.approx([expected] * 2, rel=1e-4)
-
-
-def dense_moments(loc, scale, atanh_rho) -> tuple[np.ndarray, np.ndarray]:
-    """Row by row, in float64."""
-    loc, scale, atanh_rho = (value.detach().double().numpy() for value in (loc, scale, atanh_rho))
-    d = loc.shape[-1]
-    rows = {"loc": loc, "scale": scale, "rho": np.tanh(atanh_rho)}
-    return loc.reshape(-1, d), reference.covariance(rows).reshape(-1, d, d)
-
-
-@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
-def test_svi_of_a_plate_of_chains(elbo):
-    conjugate = Conjugate(N)
-    guide = AutoAR1NormalMessenger(conjugate.model, init_scale=0.5)
-    estimator = elbo(num_particles=32, vectorize_particles=True, max_plate_nesting=1)
-    svi = SVI(conjugate.model, guide, pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.99}), estimator)
-    for _ in range(500):
-        svi.step()
-    np.testing.assert_allclose(guide.locs.z.detach(), conjugate.loc, atol=0.06)
-    for name in ("scale", "atanh_rho"):
-        expected = np.broadcast_to(getattr(conjugate, name), (N, D - (name == "atanh_rho")))
-        np.testing.assert_allclose(getattr(guide, name + "s").z.detach(), expected, atol=0.06)
-
-
-def test_subsampled_plate():
-    conjugate = Conjugate(N)
-    index = torch.tensor([2, 0])
-    guide = AutoAR1NormalMessenger(conjugate.model)
-    site = chain_sites(guide, index)["z"]
-    assert shapes(guide.named_pyro_params()) == {"locs.z": (N, D), "scales.z": (N, D), "atanh_rhos.z": (N, D - 1)}
-    with torch.no_grad():
-        for value in guide.parameters():
-            value.add_(torch.randn_like(value))
-    with pyro.plate("rows", N):
-        loc, scale, atanh_rho = guide.locs.z, guide.scales.z, guide.atanh_rhos.z
-    site = chain_sites(guide, index)["z"]
-    assert torch.equal(site["fn"].loc, loc[index])
-    assert torch.equal(site["fn"].scale, scale[index])
-    assert torch.equal(site["fn"].atanh_rho, atanh_rho[index])
-    assert site["scale"] == N / 2
-    assert_analytic_kl(conjugate.model, guide, index)
-    losses = [TraceMeanField_ELBO().loss(conjugate.model, guide, torch.tensor([i, j])) for i, j in [(0, 1), (2, 3)]]
-    assert np.isfinite(losses).all()
-
-
-def test_amortised_plate():
-    conjugate = Conjugate(N)
-    guide = AutoAR1NormalMessenger(conjugate.model, amortized_plates=("rows",))
-    for index in (torch.tensor([1]), torch.tensor([0, 3]), None):
-        site = chain_sites(guide, index)["z"]
-        assert site["fn"].batch_shape == (N if index is None else len(index),)
-        assert site["value"].unique(dim=0).shape[0] == len(site["value"])  # a draw for each
-        assert shapes(guide.named_pyro_params()) == {"locs.z": (D,), "scales.z": (D,), "atanh_rhos.z": (D - 1,)}
-        assert_analytic_kl(conjugate.model, guide, index)
-
-
-def test_parameters_made_among_particles_have_no_particle_dimension():
-    """Not even where one site's prior depends on another's value, where Pyro's messenger gives them one."""
-
-    def model():
-        a = pyro.sample("a", AR1Normal(torch.zeros(D), 1.0, 0.5))
-        b = pyro.sample("b", AR1Normal(a, 1.0, 0.5))
-        s = pyro.sample("s", dist.LogNormal(b.mean(-1), 1.0))
-        pyro.sample("x", dist.Normal(b, s.unsqueeze(-1)).to_event(1), obs=torch.ones(D))
-
-    guide = AutoAR1NormalMessenger(model)
-    with pytest.warns(UserWarning, match="'s' is no chain"):
-        TraceMeanField_ELBO(num_particles=5, vectorize_particles=True, max_plate_nesting=0).loss(model, guide)
-    assert {tuple(value.shape) for value in guide.parameters()} == {(D,), (D - 1,), ()}
-    assert np.isfinite(TraceMeanField_ELBO().loss(model, guide))
-
-
-@pytest.mark.parametrize("plates", [(), (N,)], ids=str)
-def test_training_leaves_the_prior_as_it_is(plates):
-    """Parameters start from its mean, not in it, as those of Pyro's messenger do."""
-    loc, mean = torch.zeros(*plates, D), torch.zeros(plates)
-
-    def model():
-        with pyro.plate_stack("rows", plates) if plates else contextlib.nullcontext():
-            z = pyro.sample("z", AR1Normal(loc, 1.0, 0.5))
-            m = pyro.sample("m", dist.Normal(mean, 1.0))
-            pyro.sample("x", dist.Normal(z + m.unsqueeze(-1), 1.0).to_event(1), obs=torch.ones(*plates, D))
-
-    guide = AutoAR1NormalMessenger(model)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), TraceMeanField_ELBO())
-    with pytest.warns(UserWarning, match="'m' is no chain"):
-        svi.step()
-    assert guide.locs.z.any()
-    assert guide.locs.m.any()
-    assert not loc.any()
-    assert not mean.any()
-
-
-@pytest.mark.parametrize(
-    ("prior", "reason"),
-    [
-        (lambda: dist.Normal(0.0, 1.0), "no event dimension"),
-        (lambda: dist.Normal(torch.zeros(N), 1.0), "no event dimension"),
-        (lambda: dist.LogNormal(torch.zeros(N), 1.0), "support"),
-        (lambda: dist.Dirichlet(torch.ones(N)), "support"),
-        (lambda: dist.Uniform(torch.zeros(D), 1.0).to_event(1), "support"),
-    ],
-)
-def test_other_sites_get_normals_and_a_warning(prior, reason):
-    def model():
-        with pyro.plate("rows", N):
-            pyro.sample("b.z", prior())
-
-    guide, pyros = AutoAR1NormalMessenger(model, init_scale=0.3), AutoNormalMessenger(model, init_scale=0.3)
-    with pytest.warns(UserWarning, match=f"site 'b.z' is no chain, for .*{reason}"):
-        guide()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        guide()
-    pyros()
-    pyro.set_rng_seed(0)
-    site = chain_sites(guide)["b.z"]
-    pyro.set_rng_seed(0)
-    expected = chain_sites(pyros)["b.z"]
-    torch.testing.assert_close(site["value"], expected["value"])
-    torch.testing.assert_close(site["fn"].log_prob(site["value"]), expected["fn"].log_prob(site["value"]))
-    if reason == "no event dimension":
-        assert_analytic_kl(model, guide)
-
-
-def test_no_chain_along_a_plate():
-    """The elements of a plate are independent."""
-
-    def model():
-        with pyro.plate("time", D):
-            pyro.sample("z", dist.Normal(0.0, 1.0))
-
-    guide = AutoAR1NormalMessenger(model)
-    with pytest.warns(UserWarning, match="no event dimension"):
-        fn = chain_sites(guide)["z"]["fn"]
-    assert isinstance(fn, torch.distributions.Normal)
-    assert fn.batch_shape == (D,)
-
-
-def test_a_discrete_site_raises_as_in_pyro():
-    def model():
-        pyro.sample("z", dist.Categorical(torch.ones(3)))
-
-    for guide in (AutoAR1NormalMessenger(model), AutoNormalMessenger(model)):
-        with pytest.raises(Exception, match="discrete sample site 'z'"):
-            guide()
-
-
-def test_messenger_initial_values_and_median():
-    def model():
-        pyro.sample("z", AR1Normal(torch.arange(3.0), 1.0, 0.5))
-        pyro.sample("s", dist.LogNormal(0.0, 1.0))
-        pyro.sample("t", dist.Normal(2.0, 1.0))
-
-    guide = AutoAR1NormalMessenger(model, init_scale=0.2)
-    with pytest.warns(UserWarning, match="is no chain"):
-        median = guide.median()
-    torch.testing.assert_close(median["z"], torch.arange(3.0))
-    torch.testing.assert_close(median["t"], torch.tensor(2.0))
-    torch.testing.assert_close(median["s"], guide.locs.s.exp())
-    torch.testing.assert_close(guide.scales.z, torch.full((3,), 0.2))
-    assert not guide.atanh_rhos.z.any()
-    pyro.clear_param_store()
-    values = {"z": torch.ones(3), "s": torch.tensor(2.0), "t": torch.tensor(0.5)}
-    guide = AutoAR1NormalMessenger(model, init_loc_fn=init_to_value(values=values))
-    with pytest.warns(UserWarning, match="is no chain"):
-        median = guide.median()
-    for name, value in values.items():
-        torch.testing.assert_close(median[name], value)
-    with pytest.raises(ValueError, match="init_scale"):
-        AutoAR1NormalMessenger(model, init_scale=0.0)
-
-
-@pytest.mark.parametrize("saved", ["state_dict", "store", "deepcopy"])
-def test_messenger_state(saved, tmp_path):
-    conjugate = Conjugate(N)
-    guide = AutoAR1NormalMessenger(conjugate.model)
-    svi = SVI(conjugate.model, guide, pyro.optim.Adam({"lr": 0.1}), TraceMeanField_ELBO())
-    for _ in range(3):
-        svi.step()
-    again = AutoAR1NormalMessenger(conjugate.model)
-    state = copy.deepcopy(guide.state_dict())
-    if saved == "store":
-        pyro.get_param_store().save(tmp_path / "parameters.pt")
-        pyro.clear_param_store()
-        pyro.get_param_store().load(tmp_path / "parameters.pt")
-        again()
-    elif saved == "state_dict":
-        pyro.clear_param_store()
-        again()
-        again.load_state_dict(state)
-    else:
-        again = copy.deepcopy(guide)
-    assert set(state) == set(again.state_dict())
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in state.items())
-
-
-def test_messenger_in_predictive():
-    conjugate = Conjugate(N)
-    guide = AutoAR1NormalMessenger(conjugate.model)
-    guide()
-    draws = Predictive(conjugate.model, guide=guide, num_samples=7)()
-    assert draws["z"].shape == (7, N, D)
-
-
-@pytest.mark.parametrize("by_handler", [False, True], ids=["method", "handler"])
-def test_messenger_masks_where_the_prior_is(by_handler):
-    standard, mask = dist.Normal(torch.zeros(D), 1.0).to_event(1), torch.tensor([True, False, True, False])
-    model = sample(standard, mask=mask) if by_handler else sample(standard.expand([N]).mask(mask))
-    guide = AutoAR1NormalMessenger(model)
-    guide()
-    with torch.no_grad():
-        guide.locs.z.add_(torch.arange(4.0).unsqueeze(-1))
-    assert_analytic_kl(model, guide)
-    means, covs = dense_moments(guide.locs.z, guide.scales.z, guide.atanh_rhos.z)
-    expected = sum(reference.dense_kl(means[row], covs[row], np.zeros(D), np.eye(D)) for row in (0, 2))
-    assert losses_of(model, guide) == pytest.approx([expected] * 2, rel=1e-5)
