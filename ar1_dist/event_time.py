@@ -1,13 +1,14 @@
 """Events whose time is not their last dimension: which one it is, and a chain along it."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from pyro.distributions import ExpandedDistribution, GaussianMRF, MaskedDistribution
 from pyro.distributions.hmm import HiddenMarkovModel, IndependentHMM
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Size, Tensor
-from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
+from torch.distributions import Distribution, Independent, Normal, constraints, kl_divergence, register_kl
 
 from ar1_dist.ar1_normal import AR1Normal
 
@@ -78,17 +79,17 @@ class MovedimDistribution(TorchDistribution):
         super().__init__(base_dist.batch_shape, Size(others), validate_args=validate_args)
         self._draw: tuple[Callable, Tensor] | None = None
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_draw": None}
 
     @property
-    def support(self):
+    def support(self) -> constraints.Constraint | None:
         return self.base_dist.support
 
-    def expand(self, batch_shape, _instance=None):
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "MovedimDistribution":
         return type(self)(self.base_dist.expand(batch_shape), self.dim, validate_args=False)
 
-    def rsample(self, sample_shape=Size()) -> Tensor:
+    def rsample(self, sample_shape: Size | list[int] | tuple[int, ...] = Size()) -> Tensor:
         draw = self.base_dist.rsample(sample_shape)
         moved = draw.movedim(-1, self.dim)
         self._draw = weakref.ref(moved), draw  # a chain knows the noise of its own draw, and no other tensor's
