@@ -1,16 +1,21 @@
 # make demo: a ρ-VAE beside a vanilla VAE.  make test: the whole test suite.  make bench: the tables and the figure of
 # docs/performance.md, measured.  make docs: the documentation.  Each installs what it needs into .venv.
+# make lowest: the tests of ar1_dist with the lowest versions that pyproject.toml allows, in .venv-lowest.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: demo test bench lint docs clean
+.PHONY: demo test lowest bench lint docs clean
 
 demo: $(VENV)/.vae
 	$(BIN)/vae-models compare --overwrite
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
+
+lowest: $(LOWEST)/.dev
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest ar1_dist tests/ar1_dist -n auto --maxprocesses 8
 
 bench: export OMP_NUM_THREADS := 1
 bench: $(VENV)/.dev
@@ -36,6 +41,14 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
 	touch $@ $(VENV)/.vae
 
+$(LOWEST)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  print(*p["dependencies"], sep="\n")' | sed 's/>=/==/' > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --quiet --editable . \
+	  --constraint $(LOWEST)/constraints.txt pytest pytest-xdist hypothesis mpmath scipy statsmodels
+	touch $@
+
 $(VENV)/.docs: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[docs]'
 	touch $@ $(VENV)/.vae
@@ -44,4 +57,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) runs docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) runs docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,6 +19,8 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
+from numba.core.caching import NullCache
+from numba.core.dispatcher import Dispatcher
 from numba.extending import intrinsic
 from numpy import float64
 
@@ -34,6 +36,15 @@ def _compile(**options: Any) -> Callable[[Callable], Callable]:
             return numba.njit(nogil=True, error_model="numpy", **options)(function)
 
     return decorate
+
+
+def leave_cache() -> str:
+    """Compile from now on without what numba keeps on disk, whose folder is returned."""
+    kernels: list[Any] = [x for x in globals().values() if isinstance(x, Dispatcher)]
+    folders = [getattr(kernel._cache, "cache_path", "") for kernel in kernels]
+    for kernel in kernels:
+        kernel._cache = NullCache()
+    return folders[0]
 
 
 _compiled = _compile(forceinline=True)
