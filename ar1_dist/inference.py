@@ -253,7 +253,7 @@ def _update_by_factors(q: AR1Normal, value: Tensor, noise_scale: Tensor) -> tupl
     log_noise = torch.where(is_observed, math.log(2 * math.pi) + log_variance, 0.0).sum(-1)
     log_normalizer = (-0.5 * (squares + log_det + log_noise)).to(dtype)
     refuse_nan("conjugate_update", log_normalizer, value=value, noise_scale=noise_scale, **q.transform.parameters())
-    loc = torch.where(is_exact, widen(value), loc + scale * mean)
+    loc = torch.where(is_sharp, widen(value), loc + scale * mean)
     scale = torch.where(is_exact, widen(noise_scale), scale * variance.sqrt())
     updated = _like(q, loc.to(dtype), scale.to(dtype), correlation.to(dtype), batch_shape)
     return updated, log_normalizer.expand(batch_shape)
@@ -277,12 +277,14 @@ def _update_by_chain(q: AR1Normal, p: AR1Normal) -> tuple[AR1Normal, Tensor]:
     scale, tau = widen(q.transform.scale), widen(p.transform.scale)
     loc = q_loc + scale * mean
     mean_of_p = (scale * mean - (p_loc - q_loc)) / tau
-    # Their numbers once more, from p's standardised coordinates: where p is far the sharper they are lost in q's. The
+    # Where p is far the sharper both are lost in q's standardised coordinates, and their numbers are from p's. The
     # derivatives stay those of the one mean, by which the squares together have none.
     with torch.no_grad():
         number, _, _, _ = _multiply(p, q)
-        sharper = torch.where(tau < scale, p_loc + tau * number, loc)
-    loc, mean_of_p = loc + (sharper - loc).detach(), mean_of_p + (number - mean_of_p).detach()
+        is_sharper = tau < scale * torch.finfo(tau.dtype).eps ** 0.5
+        correction = torch.where(is_sharper, p_loc + tau * number - loc, 0.0)
+        correction_of_p = torch.where(is_sharper, number - mean_of_p, 0.0)
+    loc, mean_of_p = loc + correction.detach(), mean_of_p + correction_of_p.detach()
     squares = _whitened_square(mean, q) + _whitened_square(mean_of_p, p)
     log_normalizer = (-0.5 * (squares + log_det + 2 * sum_shared(scale.log(), d) + d * math.log(2 * math.pi))).to(dtype)
     parameters = {f"other's {name}": value for name, value in p.transform.parameters().items()}
