@@ -1,6 +1,7 @@
 """The command ``vae-models``. Whatever is slow to import is imported by the command that needs it."""
 
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,8 +67,17 @@ def _one_line_errors() -> Iterator[None]:
         ) from error
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    said = set()
+
+    def say(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in said:  # every run of a comparison reads the same images
+            print(f"vae-models: {' '.join(str(message).split())}", file=sys.stderr)
+        said.add(str(message))
+
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = say
+            yield
     except FloatingPointError as error:
         raise _Failure(error, code=1) from error
     except (ValueError, MisconfigurationException) as error:  # FileError and DataError among them
@@ -278,7 +288,7 @@ def compare(
                     return
                 finished[name] = runs.train(config, out / name, resume=True)
         config = next(iter(configs.values()))
-        images = runs.load_images(config)
+        images = runs.load_images(config, *(run.folder for run in finished.values()))
         compared = results.compare(out, finished, config, images)
     Console().print(_comparison_table(_described(config), config, len(images.test), compared))
     print(f"Wrote metrics.json, pictures and report.html to {out}")
@@ -286,14 +296,20 @@ def compare(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    split: Annotated[str, typer.Option(help="Images to evaluate on: train, validation or test.")] = "test",
+    split: Annotated[str, typer.Option(help="The run's images to evaluate on: train, validation or test.")] = "test",
+    images: Annotated[
+        Path | None, typer.Option(help="Evaluate on all images in this folder instead, which are read like the run's.")
+    ] = None,
     importance_samples: ImportanceSamples = 100,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the noise.")] = 0,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set.", show_default="the run's")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the run's data set lies now.", show_default="where it was")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write the metrics to, as JSON.")] = None,
 ) -> None:
-    """Evaluate the model of a run. The run is not changed."""
+    """Evaluate the model of a run, on its own test images if nothing else is said. The run is not changed."""
     with _one_line_errors():
         import dataclasses
 
@@ -301,20 +317,35 @@ def evaluate(
 
         from vae_models import evaluation
         from vae_models.files import write_json
-        from vae_models.runs import load_images, read_config
+        from vae_models.runs import is_own_file, load_images, load_other_images, read_config
         from vae_models.vae import VAE
 
+        clash = _given(context) & {"split", "data_root"}
+        if images is not None and clash:
+            option = min(clash).replace("_", "-")
+            raise _Failure(f"--{option} is about the run's own images, and --images names others: give one of the two")
+        if out is not None and is_own_file(folder, out):
+            raise _Failure(f"{out} is a file of the run; name another --out")
         if split not in ("train", "validation", "test"):
             raise _Failure(f"unknown split {split!r}; choose from train, validation, test")
         config, vae = read_config(folder), VAE.from_pretrained(folder)
         if data_root is not None:
             config = dataclasses.replace(config, data_root=str(data_root))
-        images = getattr(load_images(config), split)
+        if images is None:
+            of: dict[str, Any] = {"split": split}
+            values = getattr(load_images(config, folder), split)
+        else:
+            values, seen = load_other_images(config, vae, folder, images)
+            of = {"images": str(images), "seen_in_training": seen}
         torch.manual_seed(seed)
-        metrics = evaluation.evaluate(vae, images, num_samples=importance_samples)
+        metrics = evaluation.evaluate(vae, values, num_samples=importance_samples)
         if out is not None:
-            write_json(out, metrics)
-    Console().print(_metrics_table(f"{_described(config)}, {split} images", metrics))
+            write_json(out, {**metrics, **of})
+    which = f"{split} images" if images is None else "other images"
+    Console().print(_metrics_table(f"{_described(config)}, {which}", metrics))
+    if images is not None:
+        known = f", of which the run saw {seen:,} in its training" if seen else ""
+        print(f"Evaluated on all {len(values):,} images in {_printable(images)}{known}")
 
 
 @app.command()
@@ -500,12 +531,16 @@ def _config(context: typer.Context, posterior: str) -> "Config":
 
 def _resumed(context: typer.Context, folder: Path) -> "Config | None":
     """The settings of the run in the folder, if there is one and no option says anything of settings."""
+    import dataclasses
+
     from vae_models.config import PRESETS
     from vae_models.runs import read_config
 
-    if _given(context) - {"out", "resume", *_HARDWARE} or not (folder / "config.json").exists():
+    if _given(context) - {"out", "resume", "data_root", *_HARDWARE} or not (folder / "config.json").exists():
         return None  # runs.train sees that the options agree with the run
     config = read_config(folder)
+    if "data_root" in _given(context):
+        config = dataclasses.replace(config, data_root=str(context.params["data_root"]))
     if config.preset not in PRESETS:
         raise _Failure(f"{folder} holds a run of the study ({config.preset}): vae-models reproduce goes on with it")
     return config
@@ -549,6 +584,11 @@ def _progress() -> Iterator[Progress]:
     finally:
         if progress.live.is_started:
             progress.stop()
+
+
+def _printable(path: Path) -> str:
+    """A path without the bytes that are no UTF-8, which can't be printed."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def _described(config: "Config") -> str:

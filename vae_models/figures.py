@@ -19,6 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from vae_models.files import SOFTWARE
+
 __all__ = ["correlations", "curves", "interpolations", "png", "reconstructions", "samples", "traversals"]
 
 # The names and titles come from users: a dollar sign in them is no formula.
@@ -191,7 +193,7 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
         b'PNG'
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": SOFTWARE})
     return buffer.getvalue()
 
 

@@ -9,11 +9,33 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FileError", "read_csv", "read_json", "write_csv", "write_json", "write_whole"]
+__all__ = [
+    "SOFTWARE",
+    "DataError",
+    "DataWarning",
+    "FileError",
+    "first_line",
+    "read_csv",
+    "read_json",
+    "write_csv",
+    "write_json",
+    "write_whole",
+]
+
+SOFTWARE = "vae_models"
+"""By what the pictures that are written here say that they were made."""
 
 
 class FileError(ValueError):
     """A file or folder that is missing, damaged, not what was wanted, or can't be written. The message names it."""
+
+
+class DataError(FileError):
+    """A data set that is unknown, missing, damaged, too small or too large, or not the one of a run."""
+
+
+class DataWarning(UserWarning):
+    """What is read of a data set is not what one may think."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -104,6 +126,11 @@ def read_csv(path: Path, columns: Sequence[str], value: Callable[[str, str], Any
         raise FileError(f"{path} does not exist") from None
     except (OSError, ValueError, csv.Error) as error:
         raise FileError(f"{path} is damaged: {error}") from error
+
+
+def first_line(error: Warning | BaseException | str) -> str:
+    """The first line of an error's text, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _umask() -> int:

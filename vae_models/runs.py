@@ -3,6 +3,8 @@
 The folder of a run holds
 
 - ``config.json``: the settings, under ``"run"``, and what the VAE is made of, under ``"vae"``;
+- ``data.json``: which images it was trained on, as :mod:`vae_models.data_record` describes them, so that it does not go
+  on with others;
 - ``metrics.csv``: a row per epoch, with the columns of :class:`vae_models.training.History`;
 - ``best.ckpt`` and ``last.ckpt``: Lightning's checkpoints of the epoch of least validation loss and of the last one;
 - ``model.safetensors``: the weights of the best epoch, once training has ended;
@@ -18,6 +20,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +29,31 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
-from vae_models import data
+from vae_models import data, data_record
 from vae_models.checkpoints import EpochCheckpoint, WholeCheckpointIO, check_checkpoint, read_checkpoint
 from vae_models.config import Config
 from vae_models.data import Images
-from vae_models.files import FileError, read_csv, read_json, write_csv, write_json
-from vae_models.training import History, VAEModule, fit
+from vae_models.data_record import Record
+from vae_models.files import DataError, FileError, read_csv, read_json, write_csv, write_json
+from vae_models.training import History, SameData, VAEModule, check_enough, fit
 from vae_models.vae import VAE
 
-__all__ = ["Run", "best_epoch", "is_main_process", "load_images", "read_config", "read_metrics", "train"]
+__all__ = [
+    "Run",
+    "best_epoch",
+    "is_main_process",
+    "is_own_file",
+    "load_images",
+    "load_other_images",
+    "read_config",
+    "read_metrics",
+    "train",
+]
 
 # In the order in which they are deleted: without metrics.json a run is not finished, without config.json it is none.
-_FILES = ("metrics.json", "model.safetensors", "last.ckpt", "best.ckpt", "metrics.csv", "config.json")
+_FILES = ("metrics.json", "model.safetensors", "last.ckpt", "best.ckpt", "metrics.csv", "data.json", "config.json")
 _TENSORBOARD = "tensorboard"
 _PREFIX = "vae."  # of the VAE's weights in a checkpoint of VAEModule
 
@@ -101,10 +116,12 @@ def train(
 
     Raises:
         FileError: if the folder holds a run and neither ``resume`` nor ``overwrite`` is given, if the run to resume has
-            other settings or a damaged file, or if a file can't be written. The message names the folder or file.
+            other settings, other images or a damaged file, or if a file can't be written. The message names the folder
+            or file.
         FloatingPointError: as soon as a loss is NaN or infinite. The message names the last good checkpoint.
         KeyboardInterrupt: on Ctrl-C. The run can be resumed.
-        ValueError: if ``resume`` and ``overwrite`` are both given, or the settings don't make a VAE.
+        ValueError: if ``resume`` and ``overwrite`` are both given, the settings don't make a VAE, or there are too few
+            images.
 
     Note:
         Of several processes only the first one writes to the folder. All return, but for spawned ones; what follows is
@@ -118,13 +135,16 @@ def train(
         _prepare(folder, settings, resume, overwrite)
     if resume and (folder / "model.safetensors").exists():
         vae = VAE.from_pretrained(folder)
-        return Run(folder, vae, None if (folder / "metrics.json").exists() else load_images(config))
+        return Run(folder, vae, None if (folder / "metrics.json").exists() else load_images(config, folder))
 
-    images = load_images(config)
+    images, record = _load(config)
+    if resume and is_main_process() and any((folder / name).exists() for name in ("data.json", "last.ckpt")):
+        _check_data(config, folder, record)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         channels, height, width = images.train.shape[1:]
         vae = VAE.build((channels, height, width), **config.vae_arguments())
+    check_enough(vae, images, config.batch_size)
     checkpoint = last if resume and last.exists() else None
     if is_main_process():
         for path in (best, last) if checkpoint else ():
@@ -132,6 +152,7 @@ def train(
         if overwrite:
             _delete(folder)
         write_json(folder / "config.json", {"run": settings, "vae": vae.config})
+        write_json(folder / "data.json", record)
     files = [  # in this order: the last checkpoint holds what the best one has found
         _MetricsFile(folder / "metrics.csv"),
         EpochCheckpoint(best, _identity(settings), monitor="validation_negative_elbo"),
@@ -139,7 +160,7 @@ def train(
     ]
     options = _trainer_options(folder, trainer_options)
     try:
-        every = [*files, *callbacks]
+        every = [*files, SameData(partial(data_record.checksum, record)), *callbacks]
         fit(vae, images, config, callbacks=every, checkpoint=checkpoint, make_module=make_module, **options)
     except FloatingPointError as error:
         good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint of an epoch before"
@@ -253,9 +274,8 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without the place of a data set that is the same wherever it lies."""
-    same = settings.get("dataset") != "folder"
-    return {name: value for name, value in settings.items() if not (same and name == "data_root")}
+    """The settings without the place of the data set: ``data.json`` tells whether it is the same."""
+    return {name: value for name, value in settings.items() if name != "data_root"}
 
 
 def _stored_settings(path: Path) -> dict[str, Any]:
@@ -277,9 +297,66 @@ def _delete(folder: Path) -> None:
         raise FileError(f"cannot delete the run in {folder}: {error.strerror}") from error
 
 
-def load_images(config: Config) -> Images:
-    """The images of the settings' data set, as :func:`vae_models.data.load` gives them."""
-    return data.load(
+def load_images(config: Config, *folders: Path) -> Images:
+    """The images of the settings' data set, as :func:`vae_models.data.load` gives them.
+
+    Args:
+        config (Config): the settings.
+        folders (Path): of runs, which are to have been trained on them.
+
+    Raises:
+        DataError: if they can't be loaded, or a run was trained on others.
+    """
+    images, record = _load(config)
+    for folder in folders:
+        _check_data(config, folder, record)
+    return images
+
+
+def load_other_images(config: Config, vae: VAE, folder: Path, images: Path) -> tuple[Tensor, int | None]:
+    """All the images in a folder, read as those of a run are, to evaluate the run on.
+
+    Args:
+        config (Config): the run's settings.
+        vae (VAE): the run's model.
+        folder (Path): the run's.
+        images (Path): the folder of the images.
+
+    Returns:
+        tuple: the images, of shape ``(N, C, H, W)``, and how many of them the run saw in its training; None if it was
+        not trained on a folder of images.
+
+    Raises:
+        DataError: if they can't be read or are not of the shape that the model takes.
+    """
+    values, files = data.load_folder(
+        images, image_size=config.image_size, color=config.color, binarize=config.binarize, seed=config.seed
+    )
+    expected = tuple(vae.config["image_shape"]) if vae.config else tuple(values.shape[1:])
+    if tuple(values.shape[1:]) != expected:
+        raise DataError(
+            f"the images in {images} are of shape {tuple(values.shape[1:])}, and the model takes {expected}"
+        )
+    return values, data_record.seen_in_training(data_record.read(folder / "data.json"), files)
+
+
+def is_own_file(folder: Path, path: Path) -> bool:
+    """Whether the path is one of the files that make the run in the folder."""
+    return path.name in _FILES and path.parent.resolve() == folder.resolve()
+
+
+def _check_data(config: Config, folder: Path, record: Record) -> None:
+    """See that the run in the folder was trained on these images."""
+    if fault := data_record.difference(data_record.read(folder / "data.json"), record):
+        place = f" in {config.data_root}" if config.dataset == "folder" else ""
+        raise DataError(
+            f"the images{place} are not those that the run {folder} was trained on: {fault}. Put those back, or train "
+            "anew with --overwrite; evaluate takes other images by --images"
+        )
+
+
+def _load(config: Config) -> tuple[Images, Record]:
+    return data.load_with_record(
         config.dataset,
         Path(config.data_root),
         image_size=config.image_size,

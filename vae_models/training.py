@@ -1,6 +1,7 @@
 """Training with Lightning."""
 
 import contextlib
+import functools
 import logging
 import math
 import signal
@@ -27,11 +28,22 @@ from torch.distributions import kl_divergence
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
+from vae_models import data_record
 from vae_models.config import Config
 from vae_models.data import Images
 from vae_models.vae import VAE
 
-__all__ = ["History", "ImageData", "ProgressLine", "ShardedBatches", "VAEModule", "fit", "loss_per_image"]
+__all__ = [
+    "History",
+    "ImageData",
+    "ProgressLine",
+    "SameData",
+    "ShardedBatches",
+    "VAEModule",
+    "check_enough",
+    "fit",
+    "loss_per_image",
+]
 
 # Validation images per step, over all devices together.
 _VALIDATION_BATCH = 500
@@ -342,6 +354,29 @@ class History(Callback):
         self.rows = list(state_dict["rows"])
 
 
+class SameData(Callback):
+    """Keeps the checksum of the images in the checkpoints, and refuses to go on from one of other images.
+
+    Args:
+        checksum (callable): which computes it, if it comes to writing or reading a checkpoint.
+    """
+
+    def __init__(self, checksum: Callable[[], str]) -> None:
+        self._compute = checksum
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """That of the images, which takes a moment."""
+        return self._compute()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"checksum": self.checksum}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["checksum"] != self.checksum:
+            raise ValueError("the checkpoint is one of training on other images: go on with those, or start anew")
+
+
 class ResumableEarlyStopping(EarlyStopping):
     """Lightning's, but a run that is resumed from the checkpoint of the epoch in which it was to stop does stop."""
 
@@ -419,7 +454,7 @@ def fit(
             ``gradient_clip``, ``binarize`` and ``seed`` are used. The seed is that of the order of the images and the
             noise. Torch's global generator on the CPU is left as it was.
         callbacks (sequence of Callback): further Lightning callbacks, such as :class:`ProgressLine`.
-        checkpoint (Path): a checkpoint of Lightning's to go on from.
+        checkpoint (Path): a checkpoint of Lightning's to go on from, written in training on the same images.
         make_module (callable): from VAE, learning rate and ``plateau_patience`` to the module that trains; one that
             logs what :class:`VAEModule` does.
         trainer_options: further arguments of Lightning's Trainer: ``accelerator``, ``devices`` (1 by default),
@@ -428,9 +463,12 @@ def fit(
     Raises:
         FloatingPointError: as soon as a loss is NaN or infinite.
         KeyboardInterrupt: on Ctrl-C.
+        ValueError: if there are too few images, or the checkpoint is of training on others.
     """
     history = History()
     all_callbacks = [history, EpochSeeds(config.seed), *callbacks]
+    if not any(isinstance(each, SameData) for each in callbacks):
+        all_callbacks.append(SameData(functools.partial(_checksum, images)))
     if config.early_stopping is not None:
         all_callbacks.append(ResumableEarlyStopping("validation_negative_elbo", patience=config.early_stopping))
     defaults = {
@@ -448,10 +486,40 @@ def fit(
     data = ImageData(images, config.batch_size, seed=config.seed, binarize=config.binarize == "dynamic")
     with _quiet(), torch.random.fork_rng(devices=[]):
         trainer = pl.Trainer(**(defaults | trainer_options))
+        check_enough(vae, images, config.batch_size, trainer.world_size)
         module = make_module(vae.train(), config.learning_rate, config.plateau_patience)
         _fit_interruptibly(trainer, module, datamodule=data, ckpt_path=checkpoint)
     vae.eval()
     return history
+
+
+def check_enough(vae: VAE, images: Images, batch_size: int, num_processes: int = 1) -> None:
+    """See that there are images to train on and to validate with, in batches that the network can be trained on.
+
+    Args:
+        vae (VAE): the model.
+        images (Images): of which the training and the validation images are counted.
+        batch_size (int): greatest number of images per step, over all processes together.
+        num_processes (int): among which a batch is shared out.
+
+    Raises:
+        ValueError: if not.
+    """
+    for name in ("train", "validation"):
+        if len(getattr(images, name)) == 0:
+            raise ValueError(f"images.{name} has no images; training needs some to train on and some to validate with")
+    size = len(images.train)
+    least = size // math.ceil(size / batch_size) // num_processes  # as ShardedBatches shares them out
+    if least == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in vae.modules()):
+        shared = f" shared by {num_processes} processes" if num_processes > 1 else ""
+        raise ValueError(
+            f"batch normalisation needs two images or more at a time, and {size} training images in batches of "
+            f"{batch_size}{shared} leave one alone; choose another batch size or network"
+        )
+
+
+def _checksum(images: Images) -> str:
+    return data_record.checksum(data_record.of_tensors(images))
 
 
 def _fit_interruptibly(trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:

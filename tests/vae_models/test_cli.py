@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from typer.main import get_command
 import ar1_dist
 from vae_models.cli import _comparison_table, app, main
 from vae_models.config import PRESETS, Config
-from vae_models.data import BINARIZATIONS, DATASETS
+from vae_models.data import BINARIZATIONS, DATASETS, load
 from vae_models.likelihoods import LIKELIHOODS
 from vae_models.networks import NETWORKS
 from vae_models.posteriors import POSTERIORS
@@ -25,7 +26,7 @@ from vae_models.vae import VAE
 
 QUICK = ["--epochs", "2", "--importance-samples", "3", "--latent-dim", "5"]
 PICTURES = ["correlations.png", "curves.png", "reconstructions.png", "samples.png"]
-RUN = ["best.ckpt", "config.json", "interpolations.png", "last.ckpt", "metrics.csv", "metrics.json"]
+RUN = ["best.ckpt", "config.json", "data.json", "interpolations.png", "last.ckpt", "metrics.csv", "metrics.json"]
 RUN = sorted([*RUN, "model.safetensors", "report.html", "traversals.png", *PICTURES])
 
 
@@ -205,7 +206,9 @@ def test_evaluate_repeats_the_figures(trained, tmp_path, capsys, monkeypatch):
     command = ["evaluate", str(folder / "runs" / "train"), "--out", str(out)]
     assert main([*command, "--importance-samples", "3"]) == 0
     metrics = json.loads((folder / "runs" / "train" / "metrics.json").read_text())
-    for name, value in json.loads(out.read_text()).items():
+    figures = json.loads(out.read_text())
+    assert figures.pop("split") == "test"
+    for name, value in figures.items():
         assert value == (None if value is None else pytest.approx(metrics[name], rel=1e-6)), name
     assert main([*command, "--importance-samples", "5", "--split", "validation"]) == 0
     figures = json.loads(out.read_text())
@@ -216,6 +219,105 @@ def test_evaluate_repeats_the_figures(trained, tmp_path, capsys, monkeypatch):
     assert "unknown split 'nope'" in one_line(capsys.readouterr().err)
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "config.json does not exist" in one_line(capsys.readouterr().err)
+
+
+OF_A_FOLDER = [*QUICK, "--dataset", "folder", "--data-root", ".", "--posterior", "diagonal", "--posterior", "ar1"]
+
+
+@pytest.fixture(scope="module")
+def of_a_folder(tmp_path_factory):
+    """A comparison on the images in the very folder in which the command is called, which has twenty of them."""
+    folder = tmp_path_factory.mktemp("of_a_folder")
+    for i, digit in enumerate(load("digits").test[:20, 0]):
+        Image.fromarray((255 * digit).byte().numpy()).save(folder / f"{i:02}.png")
+    copy = folder / "copy.png"
+    copy.write_bytes((folder / "00.png").read_bytes())
+    return folder, run("compare", *OF_A_FOLDER, cwd=folder)
+
+
+def test_pictures_of_runs_are_not_trained_on(of_a_folder, capsys, monkeypatch):
+    """Each posterior's run and a comparison that is resumed find the same images."""
+    folder, result = of_a_folder
+    assert result.returncode == 0, result.stderr
+    records = {(folder / "runs/compare" / name / "data.json").read_text() for name in ("ar1", "diagonal")}
+    (record,) = map(json.loads, records)
+    assert sorted(name for each in record["files"].values() for name in each) == [f"{i:02}.png" for i in range(20)]
+    said = "vae-models: copy.png is a copy of other images in ., and equal files count as one image: there are 20"
+    assert [line for line in result.stderr.splitlines() if "copy" in line] == [said]
+    monkeypatch.chdir(folder)
+    assert main(["sample", "runs/compare/ar1"]) == 0
+    before = hashes(folder)
+    assert main(["compare", *OF_A_FOLDER, "--resume"]) == 0
+    assert main(["evaluate", "runs/compare/ar1", "--importance-samples", "2"]) == 0
+    assert {path: content for path, content in hashes(folder).items() if path.name != "report.html"} == {
+        path: content for path, content in before.items() if path.name != "report.html"
+    }
+
+
+def test_other_images_are_refused(of_a_folder, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "images"
+    shutil.copytree(of_a_folder[0], folder)
+    Image.new("L", (8, 8)).save(folder / "new.png")
+    (folder / "copy.png").unlink()
+    monkeypatch.chdir(folder)
+    before = hashes(folder)
+    commands = [
+        ["evaluate", "runs/compare/ar1"],
+        ["evaluate", "runs/compare/ar1", "--data-root", str(folder), "--split", "train"],
+        ["compare", *OF_A_FOLDER, "--resume"],
+    ]
+    for command in commands:
+        assert main(command) == 2
+        error = one_line(capsys.readouterr().err)
+        assert re.search(
+            r"not those that the run runs/compare/\w+ was trained on: 1 image was added: new.png\. ", error
+        )
+        assert "--images" in error
+    assert hashes(folder) == before
+
+
+def test_evaluate_on_other_images(of_a_folder, trained, tmp_path, capsys, monkeypatch):
+    folder, out = tmp_path / "images", tmp_path / "figures.json"
+    shutil.copytree(of_a_folder[0], folder)
+    run = folder / "runs" / "compare" / "ar1"
+    Image.new("L", (8, 8)).save(folder / "new.png")
+    before = hashes(folder)
+    command = ["evaluate", str(run), "--importance-samples", "2"]
+    assert main([*command, "--images", str(folder), "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    figures = json.loads(out.read_text())
+    assert (figures["num_images"], figures["images"], figures["seen_in_training"]) == (21, str(folder), 16)
+    assert "split" not in figures
+    said = f"Evaluated on all 21 images in {folder}, of which the run saw 16 in its training"
+    assert captured.out.splitlines()[-1] == said
+    assert main(["evaluate", str(trained[0] / "runs" / "train"), "--images", str(folder), "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["seen_in_training"] is None
+    capsys.readouterr()
+    for arguments, said in [
+        (["--images", str(folder), "--split", "train"], "--split is about the run's own images"),
+        (["--images", str(folder), "--data-root", "x"], "--data-root is about the run's own images"),
+        (["--images", str(folder / "none")], f"{folder / 'none'} does not exist"),
+        (["--out", str(run / "metrics.json")], "metrics.json is a file of the run"),
+        (["--out", str(run / ".." / "ar1" / "config.json")], "config.json is a file of the run"),
+    ]:
+        assert main([*command, *arguments]) == 2
+        assert said in one_line(capsys.readouterr().err)
+    assert hashes(folder) == before
+
+
+def test_images_that_were_moved(of_a_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(of_a_folder[0] / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", "runs/compare/ar1", "--importance-samples", "2"]
+    assert main(command) == 2
+    assert "the folder . holds 0 images" in one_line(capsys.readouterr().err)
+    assert main([*command, "--data-root", str(of_a_folder[0])]) == 0
+    run = tmp_path / "runs" / "compare" / "ar1"
+    for name in ("metrics.json", "model.safetensors"):
+        (run / name).unlink()
+    assert main(["train", "--out", str(run), "--resume", "--data-root", str(of_a_folder[0])]) == 0
+    assert json.loads((run / "metrics.json").read_text())["num_images"] == 4
 
 
 def test_sample(trained, tmp_path, capsys, monkeypatch):
@@ -317,7 +419,7 @@ def test_bad_input(command, arguments, said, tmp_path, capsys, monkeypatch):
     assert said.format(file=file) in one_line(captured.err)
     assert captured.out == ""
     written = [path.name for path in tmp_path.rglob("*") if path.is_file()]
-    assert [name for name in written if name != "config.json"] == ["file"]
+    assert set(written) - {"config.json", "data.json"} == {"file"}
 
 
 def test_missing_data_set_and_no_network(tmp_path, capsys, monkeypatch):
@@ -362,7 +464,13 @@ def test_ctrl_c_keeps_the_last_checkpoint(tmp_path):
     assert error.splitlines()[-1].startswith("vae-models: interrupted; what is finished is kept")
     assert "Traceback" not in error
     assert out == ""
-    assert contents(tmp_path / "runs" / "train") == ["best.ckpt", "config.json", "last.ckpt", "metrics.csv"]
+    assert contents(tmp_path / "runs" / "train") == [
+        "best.ckpt",
+        "config.json",
+        "data.json",
+        "last.ckpt",
+        "metrics.csv",
+    ]
     assert len((tmp_path / "runs" / "train" / "metrics.csv").read_text().splitlines()) == 1 + 2
 
 

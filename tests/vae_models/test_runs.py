@@ -11,17 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from vae_models import data, runs
 from vae_models.config import Config
+from vae_models.data import DataError, load
 from vae_models.files import FileError, write_json
 from vae_models.objectives import Objective
-from vae_models.runs import Run, read_metrics, train
+from vae_models.runs import Run, load_images, load_other_images, read_config, read_metrics, train
 from vae_models.training import History, ProgressLine
 from vae_models.vae import VAE
 
-TRAINED = ["best.ckpt", "config.json", "last.ckpt", "metrics.csv", "model.safetensors"]
+TRAINED = ["best.ckpt", "config.json", "data.json", "last.ckpt", "metrics.csv", "model.safetensors"]
 SMALL = Config(epochs=3, latent_dim=3, network_options={"hidden": 8}, posterior="markov", batch_size=400)
 
 
@@ -62,7 +65,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 def assert_same(folder: Path, other: Path) -> None:
     """The same files and figures, but for the seconds."""
     assert files(folder) == files(other)
-    for name in ("model.safetensors", "metrics.json", "config.json"):
+    for name in ("model.safetensors", "metrics.json", "config.json", "data.json"):
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
     rows, other_rows = ([{**row, "seconds": 0} for row in read_metrics(each)] for each in (folder, other))
     assert rows == other_rows
@@ -143,7 +146,9 @@ def test_run_is_refused_resumed_or_overwritten(tmp_path):
     assert_same(folder, other)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "metrics.csv", "metrics.json", "best.ckpt"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "data.json", "model.safetensors", "metrics.csv", "metrics.json", "best.ckpt"]
+)
 def test_any_file_of_a_run_makes_one(name, tmp_path):
     (tmp_path / name).write_text("x")
     with pytest.raises(FileError, match=rf"already holds a run \({name}\)"):
@@ -273,6 +278,138 @@ def test_resume_with_other_settings(changes, message, tmp_path):
     assert contents(tmp_path) == before
 
 
+# The images
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of twenty images, and settings of training on it."""
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for i, digit in enumerate(load("digits").test[:20, 0]):
+        Image.fromarray((255 * digit).byte().numpy()).save(root / f"{i:02}.png")
+    return root, dataclasses.replace(SMALL, dataset="folder", data_root=str(root), epochs=2)
+
+
+def _add(root: Path) -> None:
+    Image.new("L", (8, 8)).save(root / "new.png")
+
+
+def _remove(root: Path) -> None:
+    (root / "03.png").unlink()
+
+
+def _change(root: Path) -> None:
+    Image.new("L", (8, 8)).save(root / "03.png")
+
+
+CHANGES = {
+    "1 image was added: new.png": _add,
+    "1 image was removed: 03.png": _remove,
+    "1 image was changed: 03.png": _change,
+}
+
+
+@pytest.mark.parametrize("said", CHANGES)
+def test_run_keeps_to_its_own_images(said, pictures, tmp_path):
+    root, config = pictures
+    folder = tmp_path / "run"
+    stopped(folder, config, epochs=1)
+    CHANGES[said](root)
+    before = contents(folder)
+    message = f"^the images in {root} are not those that the run {folder} was trained on: {said}. Put those back, or"
+    with pytest.raises(DataError, match=message):
+        train(config, folder, resume=True)
+    with pytest.raises(DataError, match=message):
+        load_images(config, folder)
+    assert contents(folder) == before
+    assert len(torch.cat(load_images(config))) in (19, 20, 21)
+    train(config, folder, overwrite=True)
+    train(config, folder, resume=True)  # which reads them, as the run has no final figures
+
+
+def test_run_that_was_trained_but_not_evaluated_keeps_to_its_images(pictures, tmp_path):
+    root, config = pictures
+    train(config, tmp_path / "run")
+    _add(root)
+    with pytest.raises(DataError, match="1 image was added"):
+        train(config, tmp_path / "run", resume=True)
+
+
+def test_images_that_were_moved_are_the_same(pictures, tmp_path):
+    root, config = pictures
+    stopped(tmp_path / "run", config, epochs=1)
+    root.rename(tmp_path / "elsewhere")
+    moved = dataclasses.replace(config, data_root=str(tmp_path / "elsewhere"))
+    train(moved, tmp_path / "run", resume=True)
+    assert read_config(tmp_path / "run") == moved
+    train(moved, tmp_path / "whole")
+    for name in ("model.safetensors", "data.json", "config.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_run_that_was_killed_before_it_wrote_what_it_is_trained_on(pictures, tmp_path, monkeypatch):
+    _, config = pictures
+    write = runs.write_json
+    monkeypatch.setattr(runs, "write_json", lambda path, value: path.name == "data.json" or write(path, value))
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(config, tmp_path, callbacks=[StopAfter(0)])
+    assert files(tmp_path) == ["config.json", "metrics.csv"]
+    monkeypatch.undo()
+    train(config, tmp_path, resume=True)
+    assert files(tmp_path) == TRAINED
+
+
+@pytest.mark.parametrize("dataset", ["digits", "folder"])
+def test_tensors_of_other_values(dataset, pictures, tmp_path, monkeypatch):
+    """Of a data set that is no folder, and of one that is another kind by now."""
+    _, config = pictures
+    config = dataclasses.replace(config, dataset=dataset)
+    stopped(tmp_path / "run", config, epochs=1)
+    images, record = data.load_with_record("digits", seed=1)
+    monkeypatch.setattr(data, "load_with_record", lambda *_, **__: (images, record))
+    with pytest.raises(
+        DataError, match="the train images have other values" if dataset == "digits" else "it was a folder"
+    ):
+        train(config, tmp_path / "run", resume=True)
+
+
+def test_images_of_another_folder(pictures, tmp_path):
+    root, config = pictures
+    run = train(config, tmp_path / "run")
+    other = tmp_path / "other"
+    other.mkdir()
+    recorded = json.loads((tmp_path / "run" / "data.json").read_text())["files"]
+    for name in [*recorded["test"], *recorded["validation"], *list(recorded["train"])[:2]]:
+        (other / name).write_bytes((root / name).read_bytes())
+    _add(other)
+    values, seen = load_other_images(config, run.vae, tmp_path / "run", other)
+    assert values.shape == (4 + 2 + 2 + 1, 1, 8, 8)
+    assert seen == 2 + 2
+    Image.new("L", (9, 8)).save(root / "wide.png")
+    for path in other.iterdir():
+        Image.new("L", (9, 8), int(path.stem) if path.stem != "new" else 99).save(path)
+    with pytest.raises(DataError, match=r"are of shape \(1, 8, 9\), and the model takes \(1, 8, 8\)"):
+        load_other_images(config, run.vae, tmp_path / "run", other)
+    with pytest.raises(DataError, match="holds 0 images; 2 are needed"):
+        load_other_images(config, run.vae, tmp_path / "run", tmp_path / "run")
+
+
+def test_too_few_images_leave_nothing_behind(pictures, tmp_path):
+    root, config = pictures
+    for path in sorted(root.iterdir())[5:]:
+        path.unlink()
+    with pytest.raises(DataError, match="holds 5 images; 6 are needed"):
+        train(config, tmp_path / "run")
+    assert files(tmp_path / "run") == []
+    _add(root)
+    few = dataclasses.replace(config, batch_size=2, network="dcgan", network_options={"channels": (2, 4), "hidden": 4})
+    with pytest.raises(ValueError, match="^batch normalisation needs two images .* 3 training images in batches of 2"):
+        train(few, tmp_path / "run")
+    assert files(tmp_path / "run") == []
+    finished(tmp_path / "run", config)
+
+
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
@@ -295,6 +432,9 @@ def _of_another_run(path: Path) -> None:
         ("config.json", lambda path: path.write_text("[]")),
         ("config.json", lambda path: path.write_text('{"run": {"seed": 0}}')),
         ("config.json", lambda path: path.write_text('{"vae": {}}')),
+        ("data.json", _truncate),
+        ("data.json", Path.unlink),
+        ("data.json", lambda path: path.write_text("null")),
     ],
 )
 def test_damaged_file_is_named_and_nothing_overwritten(name, damage, tmp_path):

@@ -17,12 +17,22 @@ from rich.console import Console
 from rich.progress import Progress
 from torch.distributions import kl_divergence
 
+from vae_models.checkpoints import EpochCheckpoint
 from vae_models.config import PRESETS, Config
 from vae_models.data import Images, load
 from vae_models.objectives import Objective
 from vae_models.posteriors import POSTERIORS
 from vae_models.runs import read_metrics
-from vae_models.training import History, ImageData, ProgressLine, ShardedBatches, VAEModule, fit, loss_per_image
+from vae_models.training import (
+    History,
+    ImageData,
+    ProgressLine,
+    ShardedBatches,
+    VAEModule,
+    check_enough,
+    fit,
+    loss_per_image,
+)
 from vae_models.vae import VAE
 
 every_posterior = pytest.mark.parametrize("posterior", POSTERIORS)
@@ -288,6 +298,55 @@ def test_batch_normalisation_with_a_last_batch_of_one(digits):
     assert history.rows[0]["train_loss"] > 0
 
 
+SMALL_DCGAN = {"network": "dcgan", "network_options": {"channels": (4, 8), "hidden": 16}}
+
+
+@pytest.mark.parametrize(("size", "batch_size", "processes"), [(1, 128, 1), (3, 2, 1), (4, 1, 1), (5, 5, 3)])
+def test_batch_of_one_image_and_batch_normalisation_are_refused_before_the_training(
+    size, batch_size, processes, digits, monkeypatch
+):
+    images = Images(digits.train[:size], digits.validation[:5], digits.test[:5])
+    vae = build(Config(latent_dim=4, **SMALL_DCGAN))
+    with pytest.raises(
+        ValueError, match=f"^batch normalisation needs two images.* and {size} training images .* {batch_size}"
+    ):
+        check_enough(vae, images, batch_size, processes)
+    check_enough(build(Config(latent_dim=4)), images, batch_size, processes)
+    if processes == 1:
+        monkeypatch.setattr(VAEModule, "training_step", lambda *_: pytest.fail("trained"))
+        with pytest.raises(ValueError, match="^batch normalisation needs two images"):
+            trained(images, batch_size=batch_size, **SMALL_DCGAN)
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(2, 128), (4, 3), (4, 2), (5, 4), (5, 3)])
+def test_few_images_and_batch_normalisation(size, batch_size, digits):
+    images = Images(digits.train[:size], digits.validation[:1], digits.test[:5])
+    _, history = trained(images, batch_size=batch_size, epochs=1, **SMALL_DCGAN)
+    assert history.rows[0]["train_loss"] > 0
+
+
+@pytest.mark.parametrize("name", ["train", "validation"])
+def test_no_images_are_refused_before_the_training(name, few):
+    with pytest.raises(ValueError, match=rf"^images.{name} has no images"):
+        trained(few._replace(**{name: few.train[:0]}))
+
+
+def test_one_image_to_train_on_and_one_to_validate_with(digits):
+    _, history = trained(Images(digits.train[:1], digits.validation[:1], digits.test[:0]), epochs=2)
+    assert len(history.rows) == 2
+
+
+def test_goes_on_from_a_checkpoint_of_the_same_images_alone(few, tmp_path):
+    trained(few, [EpochCheckpoint(tmp_path / "last.ckpt", {})], epochs=1)
+    config = Config(latent_dim=4, epochs=2)
+    history = fit(build(config), few._replace(test=few.test.clone()), config, checkpoint=tmp_path / "last.ckpt")
+    assert history.column("epoch") == [1, 2]
+    for name in ("train", "validation", "test"):
+        images = few._replace(**{name: getattr(few, name).flip(0)})
+        with pytest.raises(ValueError, match="^the checkpoint is one of training on other images"):
+            fit(build(config), images, config, checkpoint=tmp_path / "last.ckpt")
+
+
 def test_two_vaes_in_one_process_train_apart(few):
     """The second is not given the first one's parameters, and is the same as if it were the only one."""
     alone, _ = trained(few, epochs=2)
@@ -393,6 +452,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from vae_models import data, runs
 from vae_models.config import PRESETS, Config
+from vae_models.data_record import of_tensors
 
 torch.set_num_threads(1)
 
@@ -416,7 +476,8 @@ class Watch(Callback):
 
 
 digits = data.load("digits")
-data.load = lambda *_, **__: data.Images(digits.train[:203], digits.validation[:91], digits.test[:5])
+few = data.Images(digits.train[:203], digits.validation[:91], digits.test[:5])
+data.load_with_record = lambda *_, **__: (few, of_tensors(few))
 network_options = {"channels": (4, 8), "hidden": 16}
 config = Config(epochs=2, batch_size=64, latent_dim=4, network="dcgan", network_options=network_options)
 run = runs.train(config, f"{sys.argv[1]}/run", callbacks=[Watch()], accelerator="cpu", devices=2, strategy="ddp")
@@ -471,7 +532,7 @@ def test_two_processes(tmp_path, digits):
     for name in ("main.pt", "other.pt"):
         torch.testing.assert_close(torch.load(tmp_path / name, weights_only=True), final, rtol=0, atol=0)
     assert {path.name for path in (tmp_path / "run").iterdir() if path.is_file()} == {
-        *("config.json", "metrics.csv", "best.ckpt", "last.ckpt", "model.safetensors")
+        *("config.json", "data.json", "metrics.csv", "best.ckpt", "last.ckpt", "model.safetensors")
     }
 
 

@@ -46,7 +46,7 @@ def test_row(tmp_path):
     assert [row["validation_loss"] for row in epochs] == [row["validation_negative_elbo"] for row in history]
     assert [row["epoch"] for row in epochs] == [1, 2]
     files = {path.name for path in place.iterdir() if path.is_file()}
-    assert files == {".lock", "config.json", "metrics.csv", "metrics.json", "model.safetensors"}
+    assert files == {".lock", "config.json", "data.json", "metrics.csv", "metrics.json", "model.safetensors"}
 
 
 def test_convolutional_networks_take_every_fifth_test_image(tmp_path):
