@@ -49,7 +49,7 @@ def list_images(root: Path) -> list[Path]:
     """The files in a folder and in those below it that are images by their names, in the order of these.
 
     Hidden files and folders are passed over, and folders in which systems keep previews and deleted files. Links to
-    folders are followed, and every folder is entered once.
+    folders are followed, but not upwards, and every folder is entered once.
 
     Raises:
         DataError: if the folder is missing or a folder below it can't be read.
@@ -74,7 +74,8 @@ def list_images(root: Path) -> list[Path]:
                     if entry.is_dir(follow_symlinks=False):
                         folders.appendleft(Path(entry))
                     elif entry.is_dir():
-                        folders.append(Path(entry))
+                        if not folder.resolve().is_relative_to(Path(entry).resolve()):  # up, where others' images are
+                            folders.append(Path(entry))
                     elif extension in EXTENSIONS:
                         files.append(Path(entry))
                     elif extension in _OTHER_EXTENSIONS:
@@ -105,9 +106,9 @@ def find_images(root: Path, paths: list[Path]) -> list[ImageFile]:
             copies.append(image.name)
         images.setdefault(image.checksum, image)
     if copies:
-        number = f"{copies[0]} is a copy" if len(copies) == 1 else f"{len(copies):,} files are copies"
+        said = f"{copies[0]} is a copy of another image" if len(copies) == 1 else f"{len(copies):,} files are copies"
         warnings.warn(
-            f"{number} of other images in {root}, and equal files count as one image: there are {len(images):,}",
+            f"{said} in {root}, and equal files count as one image: there are {len(images):,}",
             DataWarning,
             stacklevel=2,
         )

@@ -117,7 +117,8 @@ def write_report(
     Raises:
         FileError: if it can't be written.
     """
-    write_whole(path, render(title, settings, results, pictures).encode())
+    page = render(title, settings, results, pictures)
+    write_whole(path, page.encode(errors="backslashreplace"))  # for the names of folders that are no UTF-8
 
 
 def _template() -> jinja2.Template:

@@ -128,6 +128,8 @@ def test_every_folder_is_entered_once_under_its_own_name(tree, tmp_path):
     (elsewhere / "back").symlink_to(tree)
     (tree / "z").symlink_to(elsewhere)
     (tree / "zz").symlink_to(elsewhere)
+    saved(tmp_path / "other.png", GREY)
+    (tree / "b" / "above").symlink_to(tmp_path)
     assert names(tree) == [*HERE, "z/5.png"]
 
 

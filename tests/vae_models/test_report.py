@@ -1,4 +1,5 @@
 import base64
+import os
 import re
 from html.parser import HTMLParser
 
@@ -186,3 +187,10 @@ def test_write(tmp_path, picture):
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(FileError, match="nowhere"):
         write_report(tmp_path / "nowhere" / "report.html", **arguments)
+
+
+def test_folder_whose_name_is_no_utf8(picture, tmp_path):
+    path = tmp_path / "report.html"
+    settings = {"data_root": os.fsdecode(b"caf\xe9")}
+    write_report(path, title="t", settings=settings, results=RESULTS, pictures=[picture])
+    assert ["data_root", "caf\\udce9"] in Page(path.read_text(encoding="utf-8")).rows
