@@ -80,9 +80,14 @@ def compare(folder: Path, runs: Mapping[str, Run], config: Config, images: Image
         torch.manual_seed(config.seed)
         shown = _pictures({name: run.vae for name, run in runs.items()}, histories, images, config)
     _write(folder, f"Comparison of posteriors: {_described(config)}", config, results, shown)
-    settings = {name: value for name, value in config.to_json().items() if not name.startswith("posterior")}
+    settings = {name: value for name, value in config.to_json().items() if not _differs(name)}
     write_json(folder / "metrics.json", {**settings, "posteriors": results})
     return results
+
+
+def _differs(setting: str) -> bool:
+    """Whether a setting is another one for each of the runs that are compared."""
+    return setting.startswith("posterior")
 
 
 def _described(config: Config) -> str:
@@ -170,7 +175,7 @@ def _write(
     write_report(
         folder / "report.html",
         title=title,
-        settings=config.to_json(),
+        settings={name: value for name, value in config.to_json().items() if len(results) == 1 or not _differs(name)},
         results=results,
         pictures=[Picture(pngs[name], each.caption, each.alt) for name, each in shown.items()],
     )

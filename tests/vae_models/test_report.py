@@ -6,9 +6,11 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
+from vae_models.evaluation import evaluate
 from vae_models.figures import correlations, png
 from vae_models.files import FileError
 from vae_models.report import Picture, render, write_report
+from vae_models.vae import VAE
 
 RESULTS = {
     "diagonal": {"nll": 90.0, "nll_se": 0.3, "kl": 20.0, "kl_se": 0.1, "mean_abs_rho": None, "active_units": 9},
@@ -135,6 +137,39 @@ def test_settings():
         ["color", "no"],
         ["channels", "4, 8"],
     ]
+
+
+def meanings(parsed: Page) -> dict[str, str]:
+    return dict(zip(parsed.text["dt"], parsed.text["dd"], strict=True))
+
+
+def test_every_metric_is_explained_below_the_table():
+    """All that evaluating and comparing give, whether there is one run or several."""
+    figures = evaluate(VAE.build((1, 8, 8), latent_dim=3), torch.rand(4, 1, 8, 8), num_samples=2)
+    figures |= {"head_parameters": 9, "epochs": 3, "best_epoch": 2, "seconds_per_epoch": 0.5}
+    for results in ({"a": figures}, {"a": figures, "b": figures}):
+        parsed = page(results)
+        assert [row[0] for row in parsed.rows[1:]] == list(meanings(parsed))
+        assert ("details", {"open": None}) in parsed.tags
+
+
+def note(results, **settings) -> str:
+    return page(results, settings=settings).text["p"][0]
+
+
+def test_few_effective_samples_are_said():
+    few, enough = {"nll": 88.0, "effective_sample_size": 1.4}, {"nll": 88.0, "effective_sample_size": 2.0}
+    assert "Of a, c NLL and gap are loose" in note({"a": few, "b": enough, "c": few})
+    assert "loose" not in note({"b": enough, "d": {"nll": 1.0}})
+    assert "is at least so much" in meanings(page({"a": {"gap": 1.0}}))["Gap"]
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "binarize", "said"),
+    [("bernoulli", "none", True), ("bernoulli", "static", False), ("gaussian", "none", False)],
+)
+def test_grey_values_under_the_bernoulli_likelihood_have_no_bound(likelihood, binarize, said):
+    assert ("no bounds on" in note(RESULTS, likelihood=likelihood, binarize=binarize)) == said
 
 
 def test_pictures(picture):

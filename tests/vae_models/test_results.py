@@ -79,6 +79,11 @@ def test_compare(run, tmp_path):
     assert written["posteriors"] == compared
     assert written["latent_dim"] == 4
     assert "posterior" not in written
+    report, own_report = (
+        path.read_text(encoding="utf-8") for path in (tmp_path / "report.html", run.folder / "report.html")
+    )
+    assert '<th scope="row">posterior</th>' in own_report
+    assert '<th scope="row">posterior' not in report
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["diagonal", "metrics.json", "report.html", *PICTURES]
     )
