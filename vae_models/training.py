@@ -51,10 +51,13 @@ def loss_per_image(vae: VAE, x: Tensor) -> Tensor:
 
     Args:
         vae (VAE): with the objective and the current weight of its KL divergence, ``vae.beta``.
-        x (Tensor): images, of shape ``(N, C, H, W)``.
+        x (Tensor): images, of shape ``(N, C, H, W)``. Their values are not checked, as :meth:`VAE.check_images` does.
 
     Returns:
         Tensor: a scalar.
+
+    Raises:
+        ValueError: if the images are not floating point and of the VAE's shape.
     """
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         return _ClosedFormELBO().differentiable_loss(vae.model, vae.guide, x) / len(x)
@@ -94,6 +97,8 @@ class VAEModule(pl.LightningModule):
 
     Raises:
         FloatingPointError: as soon as a loss is NaN or infinite, or a posterior can't be factorised because of NaN.
+        ValueError: if images are not such as the VAE takes: of an :class:`ImageData` any, before the first step; of
+            other data those of an epoch's first batch.
     """
 
     def __init__(self, vae: VAE, learning_rate: float = 1e-3, plateau_patience: int | None = None) -> None:
@@ -104,6 +109,8 @@ class VAEModule(pl.LightningModule):
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         (x,) = batch
+        if batch_idx == 0:
+            self.vae.check_images(x)
         self.vae.beta = self.vae.objective.beta_at(self.current_epoch + batch_idx / self.trainer.num_training_batches)
         with self._finite("training") as losses:
             losses.append(self.training_loss(x))
@@ -246,6 +253,15 @@ class ImageData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.seed = seed
         self.binarize = binarize
+
+    def setup(self, stage: str) -> None:
+        """See that the images are such as the module's VAE takes, and give them its floating-point type."""
+        assert self.trainer is not None
+        vae = getattr(self.trainer.lightning_module, "vae", None)
+        if isinstance(vae, VAE):
+            for name in ("train", "validation"):
+                vae.check_images(getattr(self.images, name), f"images.{name}")
+            self.images = Images(*(images.to(vae.prior_loc.dtype) for images in self.images))
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self.images.train, self.batch_size, self.seed)
@@ -428,6 +444,7 @@ def fit(
     Raises:
         FloatingPointError: as soon as a loss is NaN or infinite.
         KeyboardInterrupt: on Ctrl-C.
+        ValueError: if the images are not such as :meth:`vae_models.vae.VAE.check_images` takes.
     """
     history = History()
     all_callbacks = [history, EpochSeeds(config.seed), *callbacks]

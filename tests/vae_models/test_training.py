@@ -262,6 +262,38 @@ def test_dynamic_binarisation(few):
     assert all(torch.equal(x, few.validation) for x in batches.validation)
 
 
+@pytest.mark.parametrize("part", ["train", "validation"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda x: x.squeeze(1), r"must be a floating-point tensor of shape \(N, 1, 8, 8\)"),
+        (lambda x: (255 * x).byte(), r"must be a floating-point tensor .* got torch.uint8"),
+        (lambda x: x[:0], r"must be .*N > 0, got torch.float32 of shape \(0, 1, 8, 8\)"),
+        (lambda x: 255 * x, r"must be finite and within Interval\(lower_bound=0.0, upper_bound=1.0\), got \d+"),
+        (lambda x: x / 0, r"must be finite and within Interval\(.*\), got (nan|inf)"),
+    ],
+)
+def test_images_of_the_wrong_meaning(part, wrong, said, few):
+    """Before anything is trained or written."""
+    images = few._replace(**{part: wrong(getattr(few, part))})
+    with pytest.raises(ValueError, match=rf"^images.{part} {said}"):
+        trained(images, callbacks=[StartsNot()])
+
+
+class StartsNot(Callback):
+    def on_fit_start(self, *args):
+        pytest.fail("started")
+
+
+def test_images_of_another_precision(few):
+    """Doubles, as NumPy gives them, train what floats do."""
+    doubles = Images(*(images.double() for images in few))
+    assert trained(doubles)[1].column("train_loss") == trained(few)[1].column("train_loss")
+    config = Config(latent_dim=4, epochs=2)
+    for precision in ("64-true", "bf16-true"):
+        assert len(fit(build(config), few, config, precision=precision).rows) == 2
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 65, 129, 1000])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_sharded_batches(size, world_size):
@@ -347,12 +379,14 @@ def test_quiet_and_leaves_no_files(few, tmp_path, monkeypatch, capfd):
 def test_module_trains_with_the_users_own_trainer(few, tmp_path):
     vae = VAE.build((1, 8, 8), latent_dim=4)
     before = loss_per_image(vae, few.train).item()
-    trainer = pl.Trainer(
-        max_epochs=30, logger=False, enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path
-    )
+    plain = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_epochs=30, default_root_dir=tmp_path, **plain)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(few.train), batch_size=50)
     trainer.fit(VAEModule(vae, plateau_patience=3), loader)
     assert loss_per_image(vae, few.train).item() < 0.75 * before
+    bytes_loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(255 * few.train), batch_size=50)
+    with pytest.raises(ValueError, match="images must be finite and within Interval"):
+        pl.Trainer(max_epochs=1, default_root_dir=tmp_path, **plain).fit(VAEModule(vae), bytes_loader)
 
 
 def test_progress_line(few):
