@@ -70,14 +70,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         FileError: if it is missing, damaged or no such checkpoint.
     """
     checkpoint = _load(path, "cpu")
-    parts = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", _SETTINGS}
+    parts = {"epoch", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", _SETTINGS}
     whole = isinstance(checkpoint, dict) and parts <= set(checkpoint)
-    if not whole or not isinstance(checkpoint["state_dict"], dict):
+    if not whole or not isinstance(checkpoint["state_dict"], dict) or type(checkpoint["epoch"]) is not int:
         raise FileError(f"{path} is not a checkpoint of a run")
     return checkpoint
 
 
-def check_checkpoint(path: Path, settings: dict[str, Any], module: torch.nn.Module, prefix: str) -> None:
+def check_checkpoint(path: Path, settings: dict[str, Any], module: torch.nn.Module, prefix: str) -> int:
     """See that a file is a checkpoint of the run with these settings and has the weights of this module.
 
     Args:
@@ -85,6 +85,9 @@ def check_checkpoint(path: Path, settings: dict[str, Any], module: torch.nn.Modu
         settings (dict): of the run, as :mod:`json` reads them.
         module (Module): of which the names and shapes of the weights matter.
         prefix (str): of the names in the checkpoint.
+
+    Returns:
+        int: how many epochs were finished.
 
     Raises:
         FileError: if not.
@@ -94,6 +97,7 @@ def check_checkpoint(path: Path, settings: dict[str, Any], module: torch.nn.Modu
     expected = {prefix + name: value.shape for name, value in module.state_dict().items()}
     if checkpoint[_SETTINGS] != settings or shapes != expected:
         raise FileError(f"{path} belongs to another run")
+    return checkpoint["epoch"] + 1
 
 
 def _load(path: Path, map_location: Any) -> Any:

@@ -334,6 +334,7 @@ class History(Callback):
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self._start = self._seconds = 0.0  # of the epoch
 
     def column(self, name: str) -> list[float]:
         """One of :data:`COLUMNS`, by epoch."""
@@ -439,15 +440,45 @@ def fit(
         make_module (callable): from VAE, learning rate and ``plateau_patience`` to the module that trains; one that
             logs what :class:`VAEModule` does.
         trainer_options: further arguments of Lightning's Trainer: ``accelerator``, ``devices`` (1 by default),
-            ``num_nodes``, ``strategy``, ``precision``, ``plugins``, ``logger``, ...
+            ``num_nodes``, ``strategy``, ``precision``, ``plugins``, ``logger``, ``limit_train_batches``, ... But those
+            that would end the training elsewhere or skip the validation after an epoch are refused.
 
     Raises:
         FloatingPointError: as soon as a loss is NaN or infinite.
         KeyboardInterrupt: on Ctrl-C.
-        ValueError: if the images are not such as :meth:`vae_models.vae.VAE.check_images` takes.
+        ValueError: if an option is refused, or the images are not such as :meth:`vae_models.vae.VAE.check_images`
+            takes.
     """
-    history = History()
-    all_callbacks = [history, EpochSeeds(config.seed), *callbacks]
+    trainer = make_trainer(config, callbacks, **trainer_options)
+    return run_trainer(trainer, vae, images, config, checkpoint, make_module)
+
+
+# Options of Lightning's Trainer that can't be given, and why.
+_REFUSED = {
+    **dict.fromkeys(["max_epochs", "min_epochs"], "the settings' epochs"),
+    **dict.fromkeys(["max_steps", "min_steps", "max_time"], "whole epochs, as many as the settings' epochs"),
+    "gradient_clip_val": "the settings' gradient_clip",
+    **dict.fromkeys(
+        ["check_val_every_n_epoch", "val_check_interval", "fast_dev_run", "overfit_batches", "barebones"],
+        "a validation after every epoch, which decides on the best one and on the learning rate",
+    ),
+    "use_distributed_sampler": "the batches of ShardedBatches",
+}
+
+
+def make_trainer(config: Config, callbacks: Sequence[Callback], **options: Any) -> pl.Trainer:
+    """The trainer of :func:`fit`, with a :class:`History` among its callbacks.
+
+    Raises:
+        ValueError: if an option is refused, or needs a library that is not there.
+        MisconfigurationException: Lightning's, if the machine lacks what an option needs.
+    """
+    for name in options:
+        if name in _REFUSED:
+            raise ValueError(f"Lightning's option {name} is not taken: the training has {_REFUSED[name]}")
+        if name in ("limit_train_batches", "limit_val_batches") and options[name] == 0:
+            raise ValueError(f"Lightning's option {name} must leave some batches, got 0")
+    all_callbacks = [History(), EpochSeeds(config.seed), *callbacks]
     if config.early_stopping is not None:
         all_callbacks.append(ResumableEarlyStopping("validation_negative_elbo", patience=config.early_stopping))
     defaults = {
@@ -462,12 +493,34 @@ def fit(
         "max_epochs": config.epochs,
         "callbacks": all_callbacks,
     }
+    with _quiet():
+        try:
+            return pl.Trainer(**(defaults | options))
+        except ImportError as error:
+            raise ValueError(f"an option needs a library that is not there: {error}") from error
+
+
+def run_trainer(
+    trainer: pl.Trainer,
+    vae: VAE,
+    images: Images,
+    config: Config,
+    checkpoint: Path | None = None,
+    make_module: Callable[[VAE, float, int], VAEModule] = VAEModule,
+) -> History:
+    """What :func:`fit` does, by a trainer that :func:`make_trainer` made for the same settings."""
     data = ImageData(images, config.batch_size, seed=config.seed, binarize=config.binarize == "dynamic")
     with _quiet(), torch.random.fork_rng(devices=[]):
-        trainer = pl.Trainer(**(defaults | trainer_options))
         module = make_module(vae.train(), config.learning_rate, config.plateau_patience)
         _fit_interruptibly(trainer, module, datamodule=data, ckpt_path=checkpoint)
     vae.eval()
+    return history_of(trainer)
+
+
+def history_of(trainer: pl.Trainer) -> History:
+    """The history of a trainer that :func:`make_trainer` made."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    (history,) = (callback for callback in callbacks if isinstance(callback, History))
     return history
 
 

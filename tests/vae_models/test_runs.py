@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import Progress
@@ -17,7 +18,7 @@ from rich.progress import Progress
 from vae_models.config import Config
 from vae_models.files import FileError, write_json
 from vae_models.objectives import Objective
-from vae_models.runs import Run, read_metrics, train
+from vae_models.runs import Run, read_config, read_metrics, train
 from vae_models.training import History, ProgressLine
 from vae_models.vae import VAE
 
@@ -260,7 +261,7 @@ def test_resume_starts_a_run_where_there_is_none(tmp_path):
     ("changes", "message"),
     [
         ({"seed": 5}, "seed = 0, not 5"),
-        ({"epochs": 4, "seed": 5}, "epochs = 3, not 4"),
+        ({"epochs": 4, "seed": 5}, "seed = 0, not 5"),
         ({"network_options": {"hidden": 9}}, r"network_options = {'hidden': 8}, not {'hidden': 9}"),
         ({"objective": Objective(beta=2.0)}, "objective = .*1.0.*, not .*2.0"),
     ],
@@ -271,6 +272,75 @@ def test_resume_with_other_settings(changes, message, tmp_path):
     with pytest.raises(FileError, match=rf"^{tmp_path / 'config.json'} has {message}"):
         train(dataclasses.replace(SMALL, **changes), tmp_path, resume=True)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("config", FULL.values(), ids=FULL)
+@pytest.mark.parametrize("stop_at", [None, 1, 3])
+def test_longer_is_as_if_so_long_from_the_beginning(stop_at, config, tmp_path):
+    """A finished run and a stopped one, and one that is stopped again on its way to more epochs."""
+    config = dataclasses.replace(config, epochs=min(config.epochs, 8))
+    short = dataclasses.replace(config, epochs=2)
+    finished(tmp_path / "whole", config)
+    finished(tmp_path / "run", short) if stop_at is None else stopped(tmp_path / "run", short, epochs=1)
+    if stop_at == 3:
+        with pytest.raises(RuntimeError, match="stopped"):
+            train(config, tmp_path / "run", resume=True, callbacks=[StopAfter(2)])
+        assert read_config(tmp_path / "run").epochs == config.epochs
+    run = finished(tmp_path / "run", config, resume=True)
+    assert len(read_metrics(tmp_path / "run")) > 2
+    assert run.images is not None
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_more_epochs_after_early_stopping_change_nothing_but_the_setting(tmp_path):
+    config = next(iter(FULL.values()))
+    finished(tmp_path / "run", config)
+    finished(tmp_path / "run", dataclasses.replace(config, epochs=50), resume=True)
+    finished(tmp_path / "whole", dataclasses.replace(config, epochs=50))
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_fewer_epochs(tmp_path):
+    """What is behind a run can't be taken back; what is not yet can be left out."""
+    stopped(tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(FileError, match=rf"^{tmp_path / 'run'} has been trained for 2 epochs, more than 1$"):
+        train(dataclasses.replace(SMALL, epochs=1), tmp_path / "run", resume=True)
+    assert contents(tmp_path / "run") == before
+    two = dataclasses.replace(SMALL, epochs=2)
+    finished(tmp_path / "run", two, resume=True)
+    finished(tmp_path / "whole", two)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_run_that_never_began_is_no_run(tmp_path):
+    """Nothing is left of what is refused, and a run that is to be resumed or overwritten stays as it was."""
+
+    class Refuse(Callback):
+        def on_fit_start(self, *args):
+            raise RuntimeError("refused")
+
+    refused = [{"accelerator": "nope"}, {"precision": "nope"}, {"strategy": "nope"}, {"max_epochs": 7}]
+    refused += [{"callbacks": [Refuse()]}]
+    finished(tmp_path / "run")
+    before = contents(tmp_path / "run")
+    longer = dataclasses.replace(SMALL, epochs=4)
+    for options in refused:
+        for folder, config, how in [
+            ("deep/new", SMALL, {}),
+            ("run", longer, {"resume": True}),
+            ("run", SMALL, {"overwrite": True}),
+        ]:
+            with pytest.raises((ValueError, MisconfigurationException, RuntimeError), match="nope|max_epochs|refused"):
+                train(config, tmp_path / folder, **how, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert contents(tmp_path / "run") == before
+
+
+def test_precision_of_the_training_is_not_that_of_the_run(tmp_path):
+    run = train(dataclasses.replace(SMALL, epochs=1), tmp_path, precision="bf16-true")
+    assert {value.dtype for value in run.vae.state_dict().values()} == {torch.float32}
+    assert run.vae.reconstruct(run.images.test).shape == run.images.test.shape
 
 
 def _truncate(path: Path) -> None:

@@ -389,6 +389,48 @@ def test_module_trains_with_the_users_own_trainer(few, tmp_path):
         pl.Trainer(max_epochs=1, default_root_dir=tmp_path, **plain).fit(VAEModule(vae), bytes_loader)
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({name: 1} for name in ("max_epochs", "min_epochs", "max_steps", "min_steps", "gradient_clip_val")),
+        *({name: 2} for name in ("check_val_every_n_epoch", "val_check_interval", "overfit_batches")),
+        *({name: True} for name in ("fast_dev_run", "barebones", "use_distributed_sampler")),
+        *({name: 0} for name in ("limit_val_batches", "limit_train_batches")),
+        {"max_time": "00:00:01:00"},
+    ],
+    ids=str,
+)
+def test_options_of_lightning_that_are_refused_by_name(option, few):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"^Lightning's option {name} (is not taken: the training has|must leave)"):
+        fit(build(Config()), few, Config(), **option)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limit_train_batches": 2},
+        {"limit_train_batches": 0.5},
+        {"limit_val_batches": 1},
+        {"num_sanity_val_steps": 1},
+        {"accumulate_grad_batches": 3},
+        {"reload_dataloaders_every_n_epochs": 1},
+        {"logger": True, "enable_checkpointing": True},
+        {"deterministic": True, "inference_mode": False, "enable_model_summary": True, "enable_progress_bar": True},
+    ],
+    ids=str,
+)
+def test_options_of_lightning_that_work(options, few, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config(latent_dim=4, epochs=3, batch_size=50)
+    vae = build(config)
+    history = fit(vae, few, config, **options)
+    assert history.column("epoch") == [1, 2, 3]
+    for name in ("train_loss", "validation_negative_elbo"):
+        assert history.column(name)[2] < history.column(name)[0]
+    assert min(history.column("seconds")) > 0
+
+
 def test_progress_line(few):
     console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
     with Progress(console=console) as progress:
