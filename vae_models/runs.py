@@ -30,11 +30,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vae_models import data
-from vae_models.checkpoints import EpochCheckpoint, WholeCheckpointIO, check_checkpoint, read_checkpoint
+from vae_models.checkpoints import (
+    EpochCheckpoint,
+    WholeCheckpointIO,
+    check_checkpoint,
+    check_training_state,
+    read_checkpoint,
+)
 from vae_models.config import Config
 from vae_models.data import Images
 from vae_models.files import FileError, read_csv, read_json, write_csv, write_json
-from vae_models.training import History, VAEModule, history_of, make_trainer, run_trainer
+from vae_models.training import History, ShardedBatches, VAEModule, history_of, make_trainer, run_trainer
 from vae_models.vae import VAE
 
 __all__ = ["Run", "best_epoch", "is_main_process", "load_images", "read_config", "read_metrics", "train"]
@@ -121,6 +127,8 @@ def train(
     if resume and overwrite:
         raise ValueError("a run is either resumed or overwritten")
     stored = _stored(folder, settings, resume, overwrite)
+    if is_main_process():
+        _tidy(folder)
     trained = stored is not None and (folder / "model.safetensors").exists()
     if stored is not None and trained and stored["epochs"] == config.epochs:
         vae = VAE.from_pretrained(folder)
@@ -153,20 +161,26 @@ def _train(
         torch.manual_seed(config.seed)
         channels, height, width = images.train.shape[1:]
         vae = VAE.build((channels, height, width), **config.vae_arguments())
+    ShardedBatches(len(images.train), config.batch_size, world_size=trainer.world_size)  # an error if they can't be
     checkpoint = last if trained or (resume and last.exists()) else None
     if trained and not last.exists():
         raise FileError(f"{last} does not exist, without which the run can't be trained for another number of epochs")
-    if checkpoint and is_main_process():
+    if checkpoint:
         check_checkpoint(best, identity, vae, _PREFIX)
         epochs = check_checkpoint(last, identity, vae, _PREFIX)
         if epochs > config.epochs:
             raise FileError(f"{folder} has been trained for {epochs} epochs, more than {config.epochs}")
     try:
         run_trainer(trainer, vae, images, config, checkpoint, make_module)
+        if not files.begun:  # because nothing was left to train
+            files.begin(trainer, vae)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if checkpoint and not files.begun and not isinstance(error, FileError):
+            raise FileError(f"{checkpoint} can't be resumed: {error}") from error
+        raise
     except FloatingPointError as error:
         good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint of an epoch before"
         raise FloatingPointError(f"{error}; {good}") from error
-    files.begin(trainer, vae)  # if nothing was left to train
 
     weights = read_checkpoint(best)["state_dict"]
     vae.float()  # as it is saved and read, whatever it was trained in
@@ -223,12 +237,11 @@ class _Files(Callback):
         self.settings = settings
         self._folder = folder
         self._overwrite = overwrite
-        self._begun = False
+        self.begun = False
 
     @contextmanager
     def folder_made(self) -> Iterator[None]:
-        """Within it the folder is there, without what a kill during a write has left. It is removed again, with those
-        above that were not there, if nothing begins."""
+        """Within it the folder is there. If nothing begins, it is removed again, with those above that were made."""
         made: list[Path] = []
         if is_main_process():
             try:
@@ -238,19 +251,20 @@ class _Files(Callback):
                         made.insert(0, folder)
                 if self._overwrite and (self._folder / _TENSORBOARD).exists():
                     shutil.rmtree(self._folder / _TENSORBOARD)
-                for name in _FILES:
-                    for temporary in self._folder.glob(f".{name}.*"):
-                        temporary.unlink()
             except OSError as error:
                 raise FileError(f"cannot write to the folder {self._folder}: {error.strerror}") from error
         try:
             yield
         finally:
-            if made and not self._begun:
+            if made and not self.begun:
                 shutil.rmtree(self._folder / _TENSORBOARD, ignore_errors=True)
                 with suppress(OSError):  # what others have written is left
                     for folder in made:
                         folder.rmdir()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is not None:  # what it holds of optimisers and loops is loaded next
+            check_training_state(read_checkpoint(Path(trainer.ckpt_path)), trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, VAEModule)
@@ -258,8 +272,10 @@ class _Files(Callback):
 
     def begin(self, trainer: Trainer, vae: VAE) -> None:
         """Delete the run that is overwritten, or the final figures of the one that goes on, and write the settings."""
-        if trainer.is_global_zero and not self._begun:
-            self._begun = True
+        if trainer.current_epoch != len(history_of(trainer).rows):
+            raise ValueError(f"it counts {trainer.current_epoch} epochs and has figures of another number")
+        self.begun = True
+        if trainer.is_global_zero:
             _delete(self._folder, _FILES if self._overwrite else _FINAL)
             write_json(self._folder / "config.json", {"run": self.settings, "vae": vae.config})
             self._write_metrics(trainer)
@@ -286,6 +302,8 @@ def _stored(folder: Path, settings: dict[str, Any], resume: bool, overwrite: boo
     """The settings of the run in the folder, if there is one to go on with; an error if it may not be touched."""
     if folder.exists() and not folder.is_dir():
         raise FileError(f"{folder} is not a folder")
+    if (folder / _TENSORBOARD).is_symlink():
+        raise FileError(f"{folder / _TENSORBOARD} is a link, to which nothing is written")
     present = [name for name in reversed(_FILES) if (folder / name).exists()]
     if present and not (resume or overwrite):
         raise FileError(f"{folder} already holds a run ({', '.join(present)}): resume or overwrite it")
@@ -321,6 +339,16 @@ def _stored_settings(path: Path) -> dict[str, Any]:
     if not isinstance(stored, dict):
         raise FileError(f"{path} does not hold the settings of a run")
     return stored
+
+
+def _tidy(folder: Path) -> None:
+    """Delete what a kill during a write has left."""
+    try:
+        for name in _FILES:
+            for temporary in folder.glob(f".{name}.*"):
+                temporary.unlink()
+    except OSError as error:
+        raise FileError(f"cannot write to the folder {folder}: {error.strerror}") from error
 
 
 def _delete(folder: Path, names: Sequence[str]) -> None:

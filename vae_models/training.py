@@ -356,7 +356,15 @@ class History(Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
+        rows = list(state_dict["rows"])
+        for i, row in enumerate(rows):
+            if tuple(row) != self.COLUMNS or row["epoch"] != i + 1 or not all(map(_is_number, row.values())):
+                raise ValueError("it has another history of epochs")
+        self.rows = rows
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class ResumableEarlyStopping(EarlyStopping):
@@ -364,6 +372,12 @@ class ResumableEarlyStopping(EarlyStopping):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        waited, best = state_dict["wait_count"], state_dict["best_score"]
+        if type(waited) is not int or not isinstance(best, Tensor) or best.shape != () or not best.is_floating_point():
+            raise ValueError("it does not say how long there was no improvement")
+        self.wait_count, self.best_score = waited, best  # the patience is the settings'
 
 
 class ProgressLine(ProgressBar):

@@ -23,8 +23,8 @@ class Bomb:
 
 def checkpoint(**parts) -> dict:
     module = torch.nn.Linear(50, 50)
-    names = ("optimizer_states", "lr_schedulers", "loops", "callbacks")
-    return {"epoch": 3, "state_dict": module.state_dict(), **dict.fromkeys(names), "run": SETTINGS} | parts
+    names = ("optimizer_states", "lr_schedulers", "callbacks")
+    return {"epoch": 3, "state_dict": module.state_dict(), "loops": {}, **dict.fromkeys(names), "run": SETTINGS} | parts
 
 
 @pytest.fixture

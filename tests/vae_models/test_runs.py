@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -374,6 +375,100 @@ def test_damaged_file_is_named_and_nothing_overwritten(name, damage, tmp_path):
     with pytest.raises(FileError, match=f"^{tmp_path / name} "):
         train(SMALL, tmp_path, resume=True)
     assert contents(tmp_path) == before
+
+
+def _callback(checkpoint: dict, start: str) -> dict:
+    return next(state for name, state in checkpoint["callbacks"].items() if name.startswith(start))
+
+
+# A checkpoint that is none of the project's: what a stranger changes in it, and what is said.
+CRAFTED = {
+    "epoch": (lambda it: it.update(epoch="1"), "not a checkpoint of a run"),
+    "loops": (lambda it: it["loops"]["fit_loop"].update(epoch_progress=".."), "counts of epochs"),
+    "a count": (
+        lambda it: it["loops"]["fit_loop"]["epoch_progress"]["current"].update(processed=-1),
+        "counts of epochs",
+    ),
+    "epochs": (lambda it: it["loops"]["fit_loop"]["epoch_progress"]["current"].update(processed=7), "counts 7 epochs"),
+    "loops away": (lambda it: it["loops"].clear(), "'fit_loop'"),
+    "rows": (lambda it: _callback(it, "History").update(rows=[{"epoch": ".."}]), "another history"),
+    "a row": (lambda it: _callback(it, "History")["rows"][0].update(seconds="1"), "another history"),
+    "no rows": (lambda it: _callback(it, "History").clear(), "figures of another number"),
+    "score": (lambda it: _callback(it, "EpochCheckpoint{'monitor': 'val").update(best_model_score=".."), "least loss"),
+    "waited": (lambda it: _callback(it, "Resumable").update(wait_count=None), "how long there was no improvement"),
+    "optimisers": (lambda it: it.update(optimizer_states=[]), "optimiser is another"),
+    "an optimiser": (lambda it: it.update(optimizer_states=[1]), "optimiser is another"),
+    "rate": (lambda it: it["optimizer_states"][0]["param_groups"][0].update(lr=".."), "optimiser is another"),
+    "moments": (lambda it: it["optimizer_states"][0]["state"][0].update(exp_avg=torch.ones(2)), "other weights"),
+    "schedule": (lambda it: it["lr_schedulers"][0].update(optimizer=1), "schedule of the learning rate"),
+    "patience": (lambda it: it["lr_schedulers"][0].update(patience="1"), "schedule of the learning rate"),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped_early(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outer") / "run"
+    stopped(folder, dataclasses.replace(SMALL, early_stopping=5))
+    return folder
+
+
+@pytest.mark.parametrize(("craft", "said"), CRAFTED.values(), ids=CRAFTED)
+def test_crafted_checkpoint_is_one_clear_error(craft, said, stopped_early, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(stopped_early, folder)
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    craft(checkpoint)
+    torch.save(checkpoint, folder / "last.ckpt")
+    before = contents(folder)
+    with pytest.raises(FileError, match=rf"^{folder / 'last.ckpt'} .*{said}"):
+        train(dataclasses.replace(SMALL, early_stopping=5), folder, resume=True)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("path", ["..", ".", "/", "notes.txt", "../precious.txt", "{folder}/../precious.txt", 3, None])
+def test_paths_in_a_checkpoint_are_not_followed(path, stopped_early, tmp_path):
+    """Lightning deletes what the last checkpoint says is the one before. Nothing but the run's own files changes."""
+    config = dataclasses.replace(SMALL, early_stopping=5)
+    folder = tmp_path / "run"
+    shutil.copytree(stopped_early, folder)
+    for place in (tmp_path / "precious.txt", folder / "notes.txt"):
+        place.write_text("mine")
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    path = path.format(folder=folder) if isinstance(path, str) else path
+    for state in checkpoint["callbacks"].values():
+        if "best_model_path" in state:
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path", "dirpath"):
+                state[name] = path
+            state["best_k_models"] = {path: torch.tensor(0.0), "..": torch.tensor(-1.0)}
+    torch.save(checkpoint, folder / "last.ckpt")
+    finished(folder, config, resume=True)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["precious.txt", "run"]
+    assert {(tmp_path / "precious.txt").read_text(), (folder / "notes.txt").read_text()} == {"mine"}
+    (folder / "notes.txt").unlink()
+    finished(tmp_path / "whole", config)
+    assert_same(folder, tmp_path / "whole")
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path):
+    """Files that are written replace a link, and what a link of the folder points to is neither written nor deleted."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious.txt").write_text("mine")
+    finished(tmp_path / "run")
+    for name in ("metrics.csv", "metrics.json", "config.json"):
+        content = (tmp_path / "run" / name).read_bytes()
+        (outside / name).write_bytes(content)
+        (tmp_path / "run" / name).unlink()
+        (tmp_path / "run" / name).symlink_to(outside / name)
+    before = contents(outside)
+    finished(tmp_path / "run", dataclasses.replace(SMALL, epochs=4), resume=True)
+    assert contents(outside) == before
+    assert not any(path.is_symlink() for path in (tmp_path / "run").iterdir())
+    (tmp_path / "run" / "tensorboard").symlink_to(outside)
+    for options in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(FileError, match=f"^{tmp_path / 'run' / 'tensorboard'} is a link"):
+            train(dataclasses.replace(SMALL, epochs=5), tmp_path / "run", **options)
+    assert contents(outside) == before
 
 
 def test_damaged_metrics(tmp_path):
