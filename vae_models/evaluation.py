@@ -13,6 +13,7 @@ from ar1_dist import AR1Normal
 from vae_models.vae import VAE
 
 __all__ = [
+    "FIGURES",
     "eval_mode",
     "evaluate",
     "interpolate",
@@ -21,6 +22,13 @@ __all__ = [
     "total_correlation",
     "traverse",
 ]
+
+_MEANS = (
+    *("negative_elbo", "reconstruction", "kl", "nll", "effective_sample_size", "gap", "total_correlation"),
+    "mean_abs_rho",
+)
+FIGURES = (*_MEANS, *(f"{name}_se" for name in _MEANS), "active_units", "num_images", "num_samples")
+"""The names of what :func:`evaluate` gives."""
 
 # An active latent's posterior mean varies more than this over images (Burda et al., arXiv:1509.00519, section 5.2).
 ACTIVE_VARIANCE = 0.01

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from vae_models.config import Config
 from vae_models.data import Images
+from vae_models.files import is_number
 from vae_models.vae import VAE
 
 __all__ = ["History", "ImageData", "ProgressLine", "ShardedBatches", "VAEModule", "fit", "loss_per_image"]
@@ -358,13 +359,9 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         rows = list(state_dict["rows"])
         for i, row in enumerate(rows):
-            if tuple(row) != self.COLUMNS or row["epoch"] != i + 1 or not all(map(_is_number, row.values())):
+            if tuple(row) != self.COLUMNS or row["epoch"] != i + 1 or not all(map(is_number, row.values())):
                 raise ValueError("it has another history of epochs")
         self.rows = rows
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class ResumableEarlyStopping(EarlyStopping):

@@ -216,8 +216,17 @@ class VAE(nn.Module):
             vae = cls.build(config.pop("image_shape"), objective=objective, **config)
         except FileError:
             raise
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise FileError(f"{config_file} does not describe a VAE: {error}") from error
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            MemoryError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise FileError(f"{config_file} does not describe a VAE: {reason}") from error
         try:
             vae.load_state_dict(load(weights_file.read_bytes()))
         except FileNotFoundError:

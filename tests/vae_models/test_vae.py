@@ -2,6 +2,7 @@ import copy
 import math
 import pickle
 import re
+from functools import partial
 
 import pyro
 import pytest
@@ -399,6 +400,11 @@ def test_saving_needs_named_parts(build, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def _describe(folder, **parts):
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {"vae": config["vae"] | parts})
+
+
 def damage(folder, name, content):
     (folder / name).write_bytes(content)
 
@@ -412,6 +418,21 @@ def damage(folder, name, content):
         (lambda folder: damage(folder, "config.json", b"\xff\xfe"), r"config.json is damaged"),
         (lambda folder: damage(folder, "config.json", b"[1]"), r"config.json does not describe a VAE"),
         (lambda folder: damage(folder, "config.json", b'{"vae": {"image_shape": 3}}'), r"does not describe a VAE"),
+        *(
+            (partial(_describe, **part), r"config.json does not describe a VAE: .+")
+            for part in (
+                {"latent_dim": -1},
+                {"latent_dim": "4"},
+                {"latent_dim": 10**15},
+                {"image_shape": [1, 8, "8"]},
+                {"network": "../mlp"},
+                {"network_options": {"hidden": -1}},
+                {"network_options": {"image_shape": 1}},
+                {"network_options": 3},
+                {"posterior": None},
+                {"objective": {"beta": "1"}},
+            )
+        ),
         (lambda folder: damage(folder, "model.safetensors", b"PK\x03\x04"), r"model.safetensors is damaged"),
         (
             lambda folder: damage(folder, "model.safetensors", (folder / "model.safetensors").read_bytes()[:-100]),
