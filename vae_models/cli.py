@@ -1,5 +1,6 @@
 """The command ``vae-models``. Whatever is slow to import is imported by the command that needs it."""
 
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ _RULED = box.Box(str(box.SIMPLE_HEAD).replace("─", "-"), ascii=True)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0; 1 if training failed; 2 on bad input; 130 on Ctrl-C."""
+    os.environ["MPLBACKEND"] = "agg"  # figures become files; what a notebook exports may not even import here
     try:
         code, message = app(arguments, prog_name="vae-models", standalone_mode=False) or 0, ""
     except _UsageError as error:
@@ -530,16 +532,19 @@ def _config(context: typer.Context, posterior: str) -> "Config":
 
 
 def _resumed(context: typer.Context, folder: Path) -> "Config | None":
-    """The settings of the run in the folder, if there is one and no option says anything of settings."""
+    """The settings of the run in the folder, if there is one and no option but --epochs says anything of settings."""
     import dataclasses
 
     from vae_models.config import PRESETS
     from vae_models.runs import read_config
 
-    if _given(context) - {"out", "resume", "data_root", *_HARDWARE} or not (folder / "config.json").exists():
+    given = _given(context)
+    if given - {"out", "resume", "epochs", "data_root", *_HARDWARE} or not (folder / "config.json").exists():
         return None  # runs.train sees that the options agree with the run
     config = read_config(folder)
-    if "data_root" in _given(context):
+    if "epochs" in given:
+        config = dataclasses.replace(config, epochs=context.params["epochs"])
+    if "data_root" in given:
         config = dataclasses.replace(config, data_root=str(context.params["data_root"]))
     if config.preset not in PRESETS:
         raise _Failure(f"{folder} holds a run of the study ({config.preset}): vae-models reproduce goes on with it")

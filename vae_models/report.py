@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from vae_models.files import write_whole
+from vae_models.files import is_number, write_whole
 
 __all__ = ["Picture", "render", "write_report"]
 
@@ -102,7 +102,7 @@ def render(
         name
         for result in results.values()
         for name, value in result.items()
-        if name not in METRICS and not name.endswith("_se") and _is_number(value)
+        if name not in METRICS and not name.endswith("_se") and is_number(value)
     )
     metrics = {name: METRICS.get(name, Metric(name.replace("_", " ").capitalize())) for name in (*known, *others)}
     note = "Means over images ± their standard errors."
@@ -146,8 +146,7 @@ def write_report(
     Raises:
         FileError: if it can't be written.
     """
-    page = render(title, settings, results, pictures)
-    write_whole(path, page.encode(errors="backslashreplace"))  # for the names of folders that are no UTF-8
+    write_whole(path, render(title, settings, results, pictures).encode(errors="backslashreplace"))
 
 
 def _template() -> jinja2.Template:
@@ -196,11 +195,7 @@ def _best(values: Sequence[float | None], errors: Sequence[float | None], better
 def _number(result: Mapping[str, Any], name: str) -> Any:
     """The number of that name, or None."""
     value = result.get(name)
-    return value if _is_number(value) else None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number(value) else None
 
 
 def _text(value: object) -> str:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -198,6 +199,32 @@ def test_finished_run_is_kept(trained, capsys, monkeypatch):
     assert main(["train", "--resume", *QUICK, "--posterior", "ar1"]) == 2
     assert "config.json has posterior = 'low_rank', not 'ar1'" in one_line(capsys.readouterr().err)
     assert hashes(folder) == before
+
+
+def test_finished_run_is_trained_for_more_epochs(trained, tmp_path, capsys, monkeypatch):
+    """With nothing but their number said again. What a notebook's kernel exports does not matter."""
+    shutil.copytree(trained[0], tmp_path / "longer")
+    monkeypatch.chdir(tmp_path / "longer")
+    result = run("train", "--resume", "--epochs", "3", cwd=tmp_path / "longer", MPLBACKEND="module://no.such_backend")
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "longer" / "runs" / "train"
+    assert contents(out) == RUN
+    metrics, config = (json.loads((out / name).read_text()) for name in ("metrics.json", "config.json"))
+    assert metrics["epochs"] == config["run"]["epochs"] == 3
+    assert config["run"]["posterior_options"] == {"rank": 2}
+    assert f"{metrics['nll']:.3f}" in result.stdout
+    before = hashes(out)
+    assert main(["train", "--resume", "--epochs", "2"]) == 2
+    assert "runs/train has been trained for 3 epochs, more than 2" in one_line(capsys.readouterr().err)
+    assert hashes(out) == before
+
+
+def test_comparison_is_trained_for_more_epochs(comparison, tmp_path, monkeypatch):
+    shutil.copytree(comparison[0], tmp_path / "longer")
+    monkeypatch.chdir(tmp_path / "longer")
+    assert main(["compare", *QUICK, "--epochs", "3", "--resume"]) == 0
+    metrics = json.loads(Path("runs", "compare", "metrics.json").read_text())
+    assert [metrics["epochs"], *(each["epochs"] for each in metrics["posteriors"].values())] == [3, 3, 3, 3]
 
 
 def test_evaluate_repeats_the_figures(trained, tmp_path, capsys, monkeypatch):

@@ -183,6 +183,9 @@ def test_folder_of_another_run(tmp_path):
     execute(run, tmp_path)
     (tmp_path / "runs.csv").unlink()
     place = tmp_path / "runs" / run.name
-    write_json(place / "config.json", {"run": run_of(epochs=3).config(Path("data")).to_json()})
+    write_json(place / "config.json", {"run": run_of(seed=2).config(Path("data")).to_json()})
     with pytest.raises(ValueError, match="a run is resumed with its own settings"):
+        execute(run, tmp_path)
+    write_json(place / "config.json", {"run": run_of(epochs=3).config(Path("data")).to_json()})
+    with pytest.raises(ValueError, match="last.ckpt does not exist, without which the run can't be trained for anoth"):
         execute(run, tmp_path)
