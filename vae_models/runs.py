@@ -19,8 +19,8 @@ because its order and its noise depend on the seed and the epoch alone.
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,12 @@ from vae_models.checkpoints import (
     check_training_state,
     read_checkpoint,
 )
+from vae_models.comparisons import is_comparison
 from vae_models.config import Config
 from vae_models.data import Images
 from vae_models.data_record import Record
 from vae_models.files import DataError, FileError, read_csv, read_json, write_csv, write_json
+from vae_models.locks import locked
 from vae_models.training import History, ShardedBatches, VAEModule, history_of, make_trainer, run_trainer
 from vae_models.vae import VAE
 
@@ -51,9 +53,10 @@ __all__ = [
     "Run",
     "best_epoch",
     "is_main_process",
-    "is_own_file",
+    "is_run",
     "load_images",
     "load_other_images",
+    "output",
     "read_config",
     "read_metrics",
     "train",
@@ -128,6 +131,7 @@ def train(
         FileError: if the folder holds a run and neither ``resume`` nor ``overwrite`` is given, if the run to resume has
             other settings, other images, more epochs behind it or a damaged file, or if a file can't be written. The
             message names the folder or file.
+        InUseError: if another process is at the run.
         FloatingPointError: as soon as a loss is NaN or infinite. The message names the last good checkpoint.
         KeyboardInterrupt: on Ctrl-C. The run can be resumed.
         ValueError: if ``resume`` and ``overwrite`` are both given, the settings don't make a VAE, there are too few
@@ -140,15 +144,16 @@ def train(
     folder, settings = Path(folder), _settings(config)
     if resume and overwrite:
         raise ValueError("a run is either resumed or overwritten")
-    stored = _stored(folder, settings, resume, overwrite)
-    if is_main_process():
-        _tidy(folder)
-    trained = stored is not None and (folder / "model.safetensors").exists()
-    if stored is not None and trained and stored["epochs"] == config.epochs:
-        vae = VAE.from_pretrained(folder)
-        return Run(folder, vae, None if (folder / "metrics.json").exists() else load_images(config, folder))
-    files = _Files(folder, settings, overwrite)
-    with files.folder_made():
+    _stored(folder, settings, resume, overwrite)  # what is refused is so before anything is written
+    with locked(folder) if is_main_process() else nullcontext():
+        stored = _stored(folder, settings, resume, overwrite)
+        if is_main_process():
+            _tidy(folder)
+        trained = stored is not None and (folder / "model.safetensors").exists()
+        if stored is not None and trained and stored["epochs"] == config.epochs:
+            vae = VAE.from_pretrained(folder)
+            return Run(folder, vae, None if (folder / "metrics.json").exists() else load_images(config, folder))
+        files = _Files(folder, settings, overwrite)
         return _train(config, folder, files, resume, trained, callbacks, make_module, trainer_options)
 
 
@@ -186,6 +191,10 @@ def _train(
         epochs = check_checkpoint(last, identity, vae, _PREFIX)
         if epochs > config.epochs:
             raise FileError(f"{folder} has been trained for {epochs} epochs, more than {config.epochs}")
+    tensorboard = folder / _TENSORBOARD
+    if files.overwrite and is_main_process() and tensorboard.exists():
+        shutil.rmtree(tensorboard)  # before the logger writes to it
+    new = not tensorboard.exists()
     try:
         run_trainer(trainer, vae, images, config, checkpoint, make_module)
         if not files.begun:  # because nothing was left to train
@@ -197,6 +206,9 @@ def _train(
     except FloatingPointError as error:
         good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint of an epoch before"
         raise FloatingPointError(f"{error}; {good}") from error
+    finally:
+        if new and not files.begun and is_main_process():
+            shutil.rmtree(tensorboard, ignore_errors=True)
 
     weights = read_checkpoint(best)["state_dict"]
     vae.float()  # as it is saved and read, whatever it was trained in
@@ -219,6 +231,11 @@ def read_metrics(folder: Path | str) -> list[dict[str, float]]:
     """
     path = Path(folder) / "metrics.csv"
     return read_csv(path, History.COLUMNS, lambda name, cell: int(cell) if name == "epoch" else float(cell))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a file of a run."""
+    return any((folder / name).exists() for name in _FILES)
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
@@ -252,32 +269,9 @@ class _Files(Callback):
     def __init__(self, folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
         self.settings = settings
         self._folder = folder
-        self._overwrite = overwrite
+        self.overwrite = overwrite
         self.begun = False
         self.record: Record = {}  # of the images, once they are loaded
-
-    @contextmanager
-    def folder_made(self) -> Iterator[None]:
-        """Within it the folder is there. If nothing begins, it is removed again, with those above that were made."""
-        made: list[Path] = []
-        if is_main_process():
-            try:
-                for folder in (*reversed(self._folder.parents), self._folder):
-                    if not folder.is_dir():
-                        folder.mkdir()
-                        made.insert(0, folder)
-                if self._overwrite and (self._folder / _TENSORBOARD).exists():
-                    shutil.rmtree(self._folder / _TENSORBOARD)
-            except OSError as error:
-                raise FileError(f"cannot write to the folder {self._folder}: {error.strerror}") from error
-        try:
-            yield
-        finally:
-            if made and not self.begun:
-                shutil.rmtree(self._folder / _TENSORBOARD, ignore_errors=True)
-                with suppress(OSError):  # what others have written is left
-                    for folder in made:
-                        folder.rmdir()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is not None:  # what it holds of optimisers and loops is loaded next
@@ -293,7 +287,7 @@ class _Files(Callback):
             raise ValueError(f"it counts {trainer.current_epoch} epochs and has figures of another number")
         self.begun = True
         if trainer.is_global_zero:
-            _delete(self._folder, _FILES if self._overwrite else _FINAL)
+            _delete(self._folder, _FILES if self.overwrite else _FINAL)
             write_json(self._folder / "config.json", {"run": self.settings, "vae": vae.config})
             write_json(self._folder / "data.json", self.record)
             self._write_metrics(trainer)
@@ -322,9 +316,13 @@ def _stored(folder: Path, settings: dict[str, Any], resume: bool, overwrite: boo
         raise FileError(f"{folder} is not a folder")
     if (folder / _TENSORBOARD).is_symlink():
         raise FileError(f"{folder / _TENSORBOARD} is a link, to which nothing is written")
+    if overwrite and is_comparison(folder):
+        raise FileError(f"{folder} holds a comparison, not a run")
     present = [name for name in reversed(_FILES) if (folder / name).exists()]
     if present and not (resume or overwrite):
-        raise FileError(f"{folder} already holds a run ({', '.join(present)}): resume or overwrite it")
+        raise FileError(
+            f"{folder} already holds a run ({', '.join(present)}): resume or overwrite it (--resume, --overwrite)"
+        )
     return _check_settings(folder / "config.json", settings) if present and resume else None
 
 
@@ -339,7 +337,8 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
             )
         if stored[name] != settings[name]:
             raise FileError(
-                f"{path} has {name} = {stored[name]!r}, not {settings[name]!r}: a run is resumed with its own settings"
+                f"{path} has {name} = {stored[name]!r}, not {settings[name]!r}: "
+                "a run is resumed with its own settings, or overwritten (--overwrite)"
             )
     return own
 
@@ -375,6 +374,20 @@ def _delete(folder: Path, names: Sequence[str]) -> None:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise FileError(f"cannot delete the run in {folder}: {error.strerror}") from error
+
+
+def output(path: Path, folder: Path, config: Config) -> Path:
+    """The path, to which what is made of a run is written.
+
+    Raises:
+        FileError: if that would replace a file of the run or one of its data.
+    """
+    place = path.parent.resolve() / path.name
+    if folder.resolve() == place.parent and (place.name in _FILES or place.exists()):
+        raise FileError(f"{path} is a file of the run: name another one")
+    if place.exists() and Path(config.data_root).resolve() in place.resolve().parents:
+        raise FileError(f"{path} is there, in the folder of the data: name another one")
+    return path
 
 
 def load_images(config: Config, *folders: Path) -> Images:
@@ -418,11 +431,6 @@ def load_other_images(config: Config, vae: VAE, folder: Path, images: Path) -> t
             f"the images in {images} are of shape {tuple(values.shape[1:])}, and the model takes {expected}"
         )
     return values, data_record.seen_in_training(data_record.read(folder / "data.json"), files)
-
-
-def is_own_file(folder: Path, path: Path) -> bool:
-    """Whether the path is one of the files that make the run in the folder."""
-    return path.name in _FILES and path.parent.resolve() == folder.resolve()
 
 
 def _check_data(config: Config, folder: Path, record: Record) -> None:

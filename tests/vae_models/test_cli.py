@@ -51,11 +51,12 @@ def one_line(text: str) -> str:
 
 
 def contents(folder) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """Without the lock, which stays."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def hashes(folder) -> dict:
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,9 @@ def test_compare_writes_what_it_says(comparison):
     assert result.returncode == 0, result.stderr
     assert contents(folder) == ["runs"]
     out = folder / "runs" / "compare"
-    assert contents(out) == sorted(["ar1", "diagonal", "markov", "metrics.json", "report.html", *PICTURES])
+    assert contents(out) == sorted(
+        ["ar1", "config.json", "diagonal", "markov", "metrics.json", "report.html", *PICTURES]
+    )
     assert result.stdout.splitlines()[-1] == "Wrote metrics.json, pictures and report.html to runs/compare"
     for name in ("ar1", "diagonal", "markov"):
         assert contents(out / name) == RUN
@@ -400,6 +403,138 @@ def test_rank_needs_one_of_the_posteriors(tmp_path):
         assert json.loads((tmp_path / name / "config.json").read_text())["run"]["posterior_options"] == options
 
 
+# --- What is there already ---
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_resume_of_nothing(command, tmp_path, capsys, monkeypatch):
+    """It would start another model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for out in ("missing", "empty"):
+        for options in ([], QUICK):
+            assert main([command, "--resume", "--out", out, *options]) == 2
+            said = one_line(capsys.readouterr().err)
+            assert re.search(rf"{out} holds no (run|comparison) to resume: leave out --resume to start one", said)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+
+
+def test_existing_run_names_the_ways_on(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    for options in ([], ["--resume", "--seed", "3"]):
+        assert main(["train", *options]) == 2
+        assert "--overwrite" in one_line(capsys.readouterr().err)
+
+
+def test_comparison_is_resumed_without_its_settings(comparison, tmp_path, capsys, monkeypatch):
+    """As after a stop in the second posterior."""
+    shutil.copytree(comparison[0], tmp_path / "stopped")
+    monkeypatch.chdir(tmp_path / "stopped")
+    out = Path("runs", "compare")
+    expected = json.loads((out / "metrics.json").read_text())
+    for name in ("metrics.json", "report.html", "ar1/metrics.json", "ar1/model.safetensors"):
+        (out / name).unlink()
+    shutil.rmtree(out / "markov")
+    assert main(["compare", "--resume"]) == 0
+    again = json.loads((out / "metrics.json").read_text())
+    for metrics in (again, expected):
+        for figures in metrics["posteriors"].values():
+            figures.pop("seconds_per_epoch")
+    assert again == expected
+
+
+def test_run_and_comparison_are_not_taken_for_each_other(trained, comparison, capsys, monkeypatch):
+    before = hashes(trained[0]), hashes(comparison[0])
+    for options in (["--overwrite"], ["--resume"]):
+        assert main(["compare", *QUICK, *options, "--out", str(trained[0] / "runs" / "train")]) == 2
+        assert re.search("holds (a run, not a comparison|no comparison)", one_line(capsys.readouterr().err))
+        assert main(["train", *QUICK, *options, "--out", str(comparison[0] / "runs" / "compare")]) == 2
+        assert re.search("(holds a comparison, not a run|not hold the settings)", one_line(capsys.readouterr().err))
+    assert (hashes(trained[0]), hashes(comparison[0])) == before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_outputs_replace_no_file_of_a_run(command, trained, tmp_path, capsys, monkeypatch):
+    shutil.copytree(trained[0] / "runs" / "train", tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()  # the run is not finished by this one
+    before = hashes(tmp_path / "run")
+    for folder in (tmp_path / "run", tmp_path / "link", Path(".")):
+        for name in ("config.json", "metrics.json", "model.safetensors", "samples.png", "report.html"):
+            assert main([command, str(tmp_path / "run"), "--out", str(folder / name)]) == 2
+            assert f"{name} is a file of the run: name another one" in one_line(capsys.readouterr().err)
+    assert hashes(tmp_path / "run") == before
+    assert main([command, str(tmp_path / "run"), "--out", "/dev/null"]) == 2
+    assert "cannot write /dev/null: it is there and is not a file" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", [["train", "--overwrite"], ["train", "--resume"], ["compare", "--overwrite"]])
+def test_folder_that_another_process_is_at(command, trained, comparison, capsys, monkeypatch, locked_elsewhere):
+    name = command[0]
+    folder = {"train": trained, "compare": comparison}[name][0]
+    monkeypatch.chdir(folder)
+    before = hashes(folder)
+    with locked_elsewhere(folder / "runs" / name):
+        assert main([*command, *(QUICK if "--overwrite" in command else [])]) == 2
+    assert f"runs/{name} is in use by process {os.getpid()}" in one_line(capsys.readouterr().err)
+    assert hashes(folder) == before
+
+
+def test_settings_of_a_stranger(trained, tmp_path, capsys, monkeypatch):
+    """Types and names are checked, and no text is taken for mark-up."""
+    shutil.copytree(trained[0] / "runs" / "train", tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    changes = [
+        {"epochs": "2"},
+        {"batch_size": 0},
+        {"posterior_options": []},
+        {"preset": None},
+        {"objective": {"beta": ""}},
+    ]
+    for change in changes:
+        path.write_text(json.dumps(config | {"run": config["run"] | change}))
+        for command in (["train", "--resume", "--out"], ["evaluate"], ["sample"]):
+            assert main([*command, str(tmp_path / "run")]) == 2
+            assert f"{path} does not hold the settings of a run" in one_line(capsys.readouterr().err)
+    path.write_text(json.dumps(config | {"run": config["run"] | {"preset": "[/bold] [red]x"}}))
+    assert main(["evaluate", str(tmp_path / "run"), "--importance-samples", "2"]) == 0
+    assert "[/bold] [red]x preset" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "run" / "metrics.json").write_text("null")
+    path.write_text(json.dumps(config))
+    assert main(["train", "--resume", "--out", str(tmp_path / "run")]) == 2
+    assert "metrics.json does not hold the final figures of a run" in one_line(capsys.readouterr().err)
+
+
+def test_comparison_of_a_stranger(comparison, tmp_path, capsys):
+    shutil.copytree(comparison[0] / "runs" / "compare", tmp_path / "compare")
+    path = tmp_path / "compare" / "config.json"
+    config = json.loads(path.read_text())["comparison"]
+    for stored in ({"..": config["ar1"]}, {"markov": config["ar1"]}, {"ar1": config["ar1"] | {"epochs": "1"}}, {}, []):
+        path.write_text(json.dumps({"comparison": stored}))
+        assert main(["compare", "--resume", "--out", str(tmp_path / "compare")]) == 2
+        assert f"{path} does not hold a comparison" in one_line(capsys.readouterr().err)
+    shutil.rmtree(tmp_path / "compare" / "ar1")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "compare" / "ar1").symlink_to(tmp_path / "outside")
+    path.write_text(json.dumps({"comparison": config}))
+    assert main(["compare", "--resume", "--out", str(tmp_path / "compare")]) == 2
+    assert "compare/ar1 is a link, to which nothing is written" in one_line(capsys.readouterr().err)
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+def test_names_that_no_terminal_can_print(tmp_path):
+    """A name of bytes that are no UTF-8, for the data and for the run, and a terminal of ASCII alone."""
+    name = os.fsdecode(b"d\xff\xfc\xe9")
+    for out in (name, "ρ"):
+        result = run("train", *QUICK, "--data-root", name, "--out", out, cwd=tmp_path, PYTHONIOENCODING="ascii")
+        assert result.returncode == 0, result.stderr
+        assert contents(tmp_path / out) == RUN
+        assert run("train", "--resume", "--out", out, "--epochs", "3", cwd=tmp_path).returncode == 0
+
+
 # --- Bad input ---
 
 
@@ -431,6 +566,11 @@ def test_rank_needs_one_of_the_posteriors(tmp_path):
         (["--nope"], "--nope"),
         (["--resume", "--overwrite"], "either resumed or overwritten"),
         (["--accelerator", "nope"], "nope"),
+        (["--accelerator", "tpu"], ""),
+        (["--precision", "nope"], "nope"),
+        (["--strategy", "nope"], "nope"),
+        (["--batch-size", "1", "--devices", "2", "--accelerator", "cpu"], "can't be shared by 2 processes"),
+        (["--out", "x" * 300], "File name too long"),
         (["--out", "{file}"], "{file} is not a folder"),
         (["--out", "{file}/below"], "cannot write to the folder {file}/below"),
         (["--dataset", "mnist", "--data-root", "{file}"], "{file} is not a folder"),
@@ -439,7 +579,7 @@ def test_rank_needs_one_of_the_posteriors(tmp_path):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input(command, arguments, said, tmp_path, capsys, monkeypatch):
-    """One line on standard error, exit code 2, no training, and nothing written but empty folders."""
+    """One line on standard error, exit code 2, no training, and nothing written, not even a folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(VAEModule, "training_step", lambda *_: pytest.fail("trained"))
     file = tmp_path / "file"
@@ -448,8 +588,7 @@ def test_bad_input(command, arguments, said, tmp_path, capsys, monkeypatch):
     captured = capsys.readouterr()
     assert said.format(file=file) in one_line(captured.err)
     assert captured.out == ""
-    written = [path.name for path in tmp_path.rglob("*") if path.is_file()]
-    assert set(written) - {"config.json", "data.json"} == {"file"}
+    assert list(tmp_path.rglob("*")) == [file]
 
 
 def test_missing_data_set_and_no_network(tmp_path, capsys, monkeypatch):

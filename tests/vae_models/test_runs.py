@@ -56,8 +56,8 @@ def stopped(folder: Path, config: Config = SMALL, epochs: int = 2) -> None:
 
 
 def files(folder: Path) -> list[str]:
-    """Without TensorBoard's folder, which is there if TensorBoard is installed."""
-    return sorted(path.name for path in folder.iterdir() if path.is_file())
+    """Without the lock, and TensorBoard's folder, which is there if TensorBoard is installed."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != ".lock")
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -65,10 +65,9 @@ def test_finished_is_not_run_again(tmp_path, monkeypatch):
     assert execute(run_of(), tmp_path) is None
 
 
-def test_what_another_process_is_at_is_left_alone(tmp_path, monkeypatch):
-    pytest.importorskip("fcntl")
+def test_what_another_process_is_at_is_left_alone(tmp_path, monkeypatch, locked_elsewhere):
     monkeypatch.setattr("vae_models.runs.train", lambda *_, **__: pytest.fail("trained"))
-    with records.locked(tmp_path / "runs" / run_of().name):
+    with locked_elsewhere(tmp_path / "runs" / run_of().name):
         assert execute(run_of(), tmp_path) is None
 
 
