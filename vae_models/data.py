@@ -119,9 +119,10 @@ def load_with_record(
     color: bool = False,
     binarize: str = "none",
     seed: int = 0,
+    download: bool = True,
 ) -> tuple[Images, Record]:
     """What :func:`load` gives, and the record of it: see :mod:`vae_models.data_record`. It is one of the images before
-    they are resized and binarised.
+    they are resized and binarised. Without ``download`` nothing is written, as where ``data_root`` is what a file says.
 
     Example:
 
@@ -133,6 +134,8 @@ def load_with_record(
         raise DataError(f"unknown data set {name!r}; choose from {', '.join(DATASETS)}")
     _check(image_size, binarize)
     generator = torch.Generator().manual_seed(seed)
+    if not download and name in _MNIST_LIKE and not _is_whole(raw := Path(data_root, _MNIST_LIKE[name], "raw")):
+        raise DataError(f"{_MNIST_LIKE[name]} is not whole in {raw.parent}: say by --data-root where it is")
     images, record = DATASETS[name](Path(data_root), image_size, color, generator)
     if binarize != "none":
         _draw(images.test, generator)
@@ -218,15 +221,18 @@ def _read_folder(
     return images, files
 
 
+def _is_whole(raw: Path) -> bool:
+    return all(_idx_file(raw, name).exists() for name in _IDX_NAMES)
+
+
 def _mnist_like(
     class_name: str, data_root: Path, image_size: int | None, color: bool, generator: torch.Generator
 ) -> tuple[Images, Record]:
     """A data set of torchvision's that has the shape and the format of MNIST."""
     raw = data_root / class_name / "raw"
-    names = [f"{part}-images-idx3-ubyte" for part in ("train", "t10k")]
-    if not all(_idx_file(raw, name).exists() for name in names):
+    if not _is_whole(raw):
         _download(class_name, data_root, raw)
-    train, test = (_read_idx(_idx_file(raw, name), count) for name, count in zip(names, _COUNTS, strict=True))
+    train, test = (_read_idx(_idx_file(raw, name), count) for name, count in zip(_IDX_NAMES, _COUNTS, strict=True))
     train = train[torch.randperm(len(train), generator=generator)]
     num_validation = len(train) // 6
     parts = train[:-num_validation], train[-num_validation:], test
@@ -361,10 +367,12 @@ def _size(shape: Sequence[int]) -> str:
     return f"{shape[-1]}x{shape[-2]}"
 
 
+_MNIST_LIKE = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+_IDX_NAMES = [f"{part}-images-idx3-ubyte" for part in ("train", "t10k")]
+
 DATASETS: dict[str, Callable[[Path, int | None, bool, torch.Generator], tuple[Images, Record]]] = {
     "digits": _digits,
-    "mnist": partial(_mnist_like, "MNIST"),
-    "fashion-mnist": partial(_mnist_like, "FashionMNIST"),
+    **{name: partial(_mnist_like, class_name) for name, class_name in _MNIST_LIKE.items()},
     "folder": _folder,
 }
 """The data sets by name, as the functions that :func:`load_with_record` calls.

@@ -175,7 +175,8 @@ def _train(
         EpochCheckpoint(last, identity),
     ]
     trainer = make_trainer(config, [*writers, *callbacks], **_trainer_options(folder, trainer_options))
-    images, files.record = _load(config)
+    # What was trained on was there, and a settings file is no reason to write to the folder that it names.
+    images, files.record = _load(config, download=not (resume and (folder / "data.json").exists()))
     if resume and is_main_process() and any((folder / name).exists() for name in ("data.json", "last.ckpt")):
         _check_data(config, folder, files.record)
     with torch.random.fork_rng(devices=[]):
@@ -400,7 +401,7 @@ def load_images(config: Config, *folders: Path) -> Images:
     Raises:
         DataError: if they can't be loaded, or a run was trained on others.
     """
-    images, record = _load(config)
+    images, record = _load(config, download=not folders)
     for folder in folders:
         _check_data(config, folder, record)
     return images
@@ -443,7 +444,7 @@ def _check_data(config: Config, folder: Path, record: Record) -> None:
         )
 
 
-def _load(config: Config) -> tuple[Images, Record]:
+def _load(config: Config, download: bool) -> tuple[Images, Record]:
     return data.load_with_record(
         config.dataset,
         Path(config.data_root),
@@ -451,6 +452,7 @@ def _load(config: Config) -> tuple[Images, Record]:
         color=config.color,
         binarize=config.binarize,
         seed=config.seed,
+        download=download,
     )
 
 

@@ -353,6 +353,18 @@ def test_images_that_were_moved(of_a_folder, tmp_path, capsys, monkeypatch):
     assert json.loads((run / "metrics.json").read_text())["num_images"] == 4
 
 
+def test_a_run_downloads_nothing_to_where_it_says(trained, tmp_path, capsys):
+    folder, run = trained[0] / "runs" / "train", tmp_path / "run"
+    shutil.copytree(folder, run)
+    settings = json.loads((run / "config.json").read_text())
+    settings["run"] |= {"dataset": "mnist", "data_root": str(tmp_path / "elsewhere")}
+    (run / "config.json").write_text(json.dumps(settings))
+    for command in (["evaluate", str(run)], ["train", "--out", str(run), "--resume", "--epochs", "9"]):
+        assert main(command) == 2
+        assert "MNIST is not whole" in one_line(capsys.readouterr().err)
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_sample(trained, tmp_path, capsys, monkeypatch):
     folder, _ = trained
     monkeypatch.chdir(tmp_path)

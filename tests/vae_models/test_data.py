@@ -217,6 +217,13 @@ def test_only_what_is_missing_is_downloaded(mnist_like, monkeypatch):
     assert os.listdir(mnist_like.root) == [CLASSES[mnist_like.name]]
 
 
+def test_no_download_to_where_a_file_says(tmp_path):
+    """A stranger's settings name a folder: it is not written to."""
+    with pytest.raises(DataError, match="FashionMNIST is not whole in .*: say by --data-root where it is"):
+        load_with_record("fashion-mnist", tmp_path / "elsewhere", download=False)
+    assert os.listdir(tmp_path) == []
+
+
 def test_missing_data_set_and_no_network(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise urllib.error.URLError("no route to host")
