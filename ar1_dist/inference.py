@@ -499,23 +499,30 @@ def _check_gaps(times: Tensor, gap: Tensor) -> None:
     """Checked always, like shapes: of times that are rounded to one another every result would be another one's."""
     if is_transformed() or times.is_meta or gap.numel() == 0:
         return
-    advice = "Unix seconds and the like need integers, torch.float64 or a subtraction of the first time."
+    is_floating_times = times.is_floating_point()
+    advice = "give integers or subtract the first time" + (
+        ", or torch.float64" if is_floating_times and times.dtype != torch.float64 else ""
+    )
     if not torch._is_all_true(gap > 0) and not times.isnan().any():
         kind = "are equal" if torch._is_all_true(gap >= 0) else "decrease"
+        rounded = f"; large ones, such as Unix seconds in float32, are rounded to each other: {advice}"
         raise ValueError(
             f"times must increase along the last dimension; in this tensor of {times.dtype} and shape "
             f"{tuple(times.shape)} some {kind}. Readings of one time are one coordinate with a conjugate_update for "
-            f"each; in float32, large times are rounded to each other: {advice}"
+            f"each{rounded if is_floating_times else ''}."
         )
-    if times.is_floating_point():
-        finite = times.detach().where(times.isfinite(), 0.0)
-        spacing = torch.finfo(times.dtype).eps * finite.abs().max()
-        if spacing > 0.1 * gap.min():
-            warnings.warn(
-                f"The times, of {times.dtype}, are up to {finite.abs().max().item():.6g}, where numbers lie "
-                f"{spacing.item():.2g} apart, but differ by as little as {gap.min().item():.2g}: {advice}",
-                stacklevel=4,
-            )
+    if not is_floating_times:
+        return
+    finite = torch.where(times.detach().isfinite(), times.detach(), 0.0).double()
+    largest, least = finite.abs().max().item(), gap.min().item()
+    spacing = torch.finfo(times.dtype).eps * 2.0 ** (math.frexp(largest)[1] - 1)
+    # Below the numbers that are further than 1 apart, multiples of twice the spacing are most likely not rounded.
+    if spacing > 0.1 * least and (spacing > 1 or (finite % (2 * spacing)).any()):
+        warnings.warn(
+            f"The times, of {times.dtype}, are up to {largest:.6g}, where numbers lie {spacing:.2g} apart, but differ "
+            f"by as little as {least:.2g}: {advice}.",
+            stacklevel=4,
+        )
 
 
 def _is_validated(validate_args: bool | None) -> bool:
