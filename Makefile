@@ -9,7 +9,9 @@ LOWEST := .venv-lowest
 .PHONY: demo test lowest bench lint docs clean
 
 demo: $(VENV)/.vae
-	$(BIN)/vae-models compare --overwrite
+	@echo "Training three VAEs on 8x8 digits, which takes a minute or two."
+	@$(BIN)/vae-models compare --overwrite
+	@echo "Open it in a browser: runs/compare/report.html"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
@@ -34,7 +36,10 @@ docs: $(VENV)/.docs
 
 # The stamps say what is installed: they are made last, and made anew when pyproject.toml changes.
 $(VENV)/.vae: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[vae]'
+	@echo "Installing into $(VENV). Most of it is torch: on Linux, with what it needs for a GPU, some 3 GB to download,"
+	@echo "6 GB on the disk, and minutes. Without a GPU, a tenth does: stop this by Ctrl-C, and type"
+	@echo "  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo"
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[vae]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python

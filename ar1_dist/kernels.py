@@ -200,7 +200,7 @@ def _import(name: str) -> ModuleType | KernelError:
     try:
         return importlib.import_module(_MODULES[name])
     except Exception as error:  # whatever a broken compiler raises
-        return KernelError(f"{name} can't be loaded: {error}")
+        return KernelError(f"{name} can't be loaded: {str(error) or type(error).__name__}")
 
 
 def _load(name: str) -> ModuleType | None:

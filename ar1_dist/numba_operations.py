@@ -275,7 +275,7 @@ def _run_without_cache(kernel: Callable[..., None], arguments: tuple[Any, ...], 
     try:
         kernel(*arguments)
     except Exception as error:
-        raise KernelError(f"numba can't compile {kernel.__name__}: {error}") from error
+        raise KernelError(f"numba can't compile {kernel.__name__}: {str(error) or type(error).__name__}") from error
     if folder:
         warnings.warn(
             f"The cache of compiled kernels in {folder} can't be used ({type(reason).__name__}: {reason}), and each "

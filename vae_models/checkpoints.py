@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from vae_models.files import FileError, write_whole
+from vae_models.files import FileError, first_line, write_whole
 
 __all__ = ["EpochCheckpoint", "WholeCheckpointIO", "check_checkpoint", "check_training_state", "read_checkpoint"]
 
@@ -173,5 +173,4 @@ def _load(path: Path, map_location: Any) -> Any:
     except FileNotFoundError:
         raise FileError(f"{path} does not exist") from None
     except Exception as error:  # whatever the readers of a damaged or foreign file stumble over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileError(f"{path} is damaged or not a checkpoint: {reason}") from error
+        raise FileError(f"{path} is damaged or not a checkpoint: {first_line(error)}") from error

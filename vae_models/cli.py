@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from vae_models.files import first_line, reason
 
 if TYPE_CHECKING:
     from vae_models.config import Config
@@ -23,7 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 # click's UsageError, which Typer gives no public name of its own; BadParameter derives from it.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -57,7 +65,8 @@ class _Failure(Exception):
     """What ends the command with one line and an exit code."""
 
     def __init__(self, message: object, code: int = 2) -> None:
-        super().__init__(" ".join(str(message).split()))
+        said = reason(message) if isinstance(message, BaseException) else " ".join(str(message).split())
+        super().__init__(said)
         self.code = code
 
 
@@ -90,11 +99,11 @@ def _one_line_errors() -> Iterator[None]:
     except (ValueError, MisconfigurationException) as error:  # FileError and DataError among them
         raise _Failure(error) from error
     except OSError as error:
-        raise _Failure(f"{error.filename or 'the system says'}: {error.strerror or error}") from error
+        raise _Failure(f"{error.filename or 'the system says'}: {reason(error)}") from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
-        raise _Failure(f"there is not enough memory: {str(error).partition(chr(10))[0]}") from error
+        raise _Failure(f"there is not enough memory: {first_line(error)}") from error
 
 
 def _print_version(wanted: bool) -> None:
@@ -237,7 +246,7 @@ def train(
             metrics = _run(config, out, progress, context.params)
     if metrics is None:
         return
-    Console().print(_metrics_table(_described(config), metrics))
+    _print_table(_metrics_table(_described(config), metrics))
     print(f"Wrote metrics.json, pictures, report.html and the model to {out}")
 
 
@@ -298,10 +307,10 @@ def compare(
             raise _Failure(f"{out} is not a folder")
         configs = _resumed_comparison(context, out) if resume else None
         configs = configs or {name: _config(context, name) for name in dict.fromkeys(posterior)}
-        if out.exists() and not (resume or overwrite) and any(path.name != ".lock" for path in out.iterdir()):
-            raise _Failure(f"{out} is not empty: --resume or --overwrite it, or name another --out")
         if runs.is_run(out) and not is_comparison(out):
             raise _Failure(f"{out} holds a run, not a comparison: name another --out")
+        if out.exists() and not (resume or overwrite) and any(path.name != ".lock" for path in out.iterdir()):
+            raise _Failure(f"{out} is not empty: --resume or --overwrite it, or name another --out")
         for name in configs:
             if (out / name).is_symlink():
                 raise _Failure(f"{out / name} is a link, to which nothing is written")
@@ -317,7 +326,7 @@ def compare(
             config = next(iter(configs.values()))
             images = runs.load_images(config, *(run.folder for run in finished.values()))
             compared = results.compare(out, finished, config, images)
-    Console().print(_comparison_table(_described(config), config, len(images.test), compared))
+    _print_table(_comparison_table(_described(config), config, len(images.test), compared))
     print(f"Wrote metrics.json, pictures and report.html to {out}")
 
 
@@ -357,7 +366,7 @@ def evaluate(
         if data_root is not None:
             config = dataclasses.replace(config, data_root=str(data_root))
         if out is not None:
-            output(out, folder, config)
+            output(out, folder, config, ".json")
         if images is None:
             of: dict[str, Any] = {"split": split}
             values = getattr(load_images(config, folder), split)
@@ -369,7 +378,7 @@ def evaluate(
         if out is not None:
             write_json(out, {**metrics, **of})
     which = f"{split} images" if images is None else "other images"
-    Console().print(_metrics_table(f"{_described(config)}, {which}", metrics))
+    _print_table(_metrics_table(f"{_described(config)}, {which}", metrics))
     if images is not None:
         known = f", of which the run saw {seen:,} in its training" if seen else ""
         print(f"Evaluated on all {len(values):,} images in {_printable(images)}{known}")
@@ -392,7 +401,7 @@ def sample(
         from vae_models.vae import VAE
 
         config, vae = read_config(folder), VAE.from_pretrained(folder)
-        output(out, folder, config)
+        output(out, folder, config, ".png")
         torch.manual_seed(seed)
         figure = figures.samples({config.posterior: vae.sample(num)}, title=f"Samples from the prior: {config.dataset}")
         write_whole(out, figures.png(figure))
@@ -682,12 +691,20 @@ _HEADINGS = {
 }
 
 
+def _print_table(table: Table) -> None:
+    """Print a table in lines as long as its numbers need, if the terminal's are shorter: none is cut."""
+    console = Console()
+    unlimited = console.options.update(max_width=10_000)
+    console.width = max(console.width, Measurement.get(console, unlimited, table).minimum)
+    console.print(table)
+
+
 def _metrics_table(title: str, metrics: Mapping[str, Any]) -> Table:
     """The final metrics of one VAE, a row each."""
     table = Table(title=Text(title), box=_RULED, show_edge=False)
-    table.add_column("figure")
-    table.add_column("mean", justify="right")
-    table.add_column("standard error", justify="right")
+    table.add_column("figure", overflow="fold")
+    table.add_column("mean", justify="right", no_wrap=True)
+    table.add_column("standard\nerror", justify="right", no_wrap=True)
     for name, heading in _HEADINGS.items():
         value, error = metrics[name], metrics.get(f"{name}_se")
         if value is not None:
@@ -697,7 +714,7 @@ def _metrics_table(title: str, metrics: Mapping[str, Any]) -> Table:
 
 
 def _comparison_table(title: str, config: "Config", num_images: int, results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row per posterior, within 80 columns: standard errors stand below the means."""
+    """A row per posterior, within 60 columns if no number is long: standard errors stand below the means."""
     table = Table(
         title=Text(title),
         caption=f"Nats per image; in brackets, standard errors over the {num_images:,} test images. "
@@ -705,7 +722,7 @@ def _comparison_table(title: str, config: "Config", num_images: int, results: Ma
         box=_RULED,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     table.add_column("posterior", no_wrap=True)
     for header in ("head\nparams", "negative\nELBO", "recon-\nstruction", "KL", "NLL", "mean\n|rho|", "s per\nepoch"):

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vae_models.config import Config
-from vae_models.files import FileError, read_json, write_json
+from vae_models.files import FileError, read_json, reason, write_json
 from vae_models.posteriors import POSTERIORS
 
-__all__ = ["is_comparison", "read_comparison", "write_comparison"]
+__all__ = ["check_no_comparison", "is_comparison", "read_comparison", "write_comparison"]
 
 _COMPARISON = "comparison"
 
@@ -21,6 +21,20 @@ def is_comparison(folder: Path) -> bool:
     """
     path = folder / "config.json"
     return path.exists() and isinstance(value := read_json(path), dict) and _COMPARISON in value
+
+
+def check_no_comparison(folder: Path) -> None:
+    """See that a folder, where a run is wanted, is not that of a comparison.
+
+    Raises:
+        FileError: if it is. The message names the runs in it.
+    """
+    if is_comparison(folder):
+        names = list(read_comparison(folder))
+        raise FileError(
+            f"{folder} holds a comparison of the runs {', '.join(names)}, not a run: name one of them, such as "
+            f"{folder / names[0]}"
+        )
 
 
 def write_comparison(folder: Path, configs: Mapping[str, Config]) -> None:
@@ -42,7 +56,7 @@ def read_comparison(folder: Path) -> dict[str, Config]:
     try:
         configs = {name: Config.from_json(each) for name, each in stored.items()}
     except (TypeError, ValueError) as error:
-        raise FileError(f"{path} does not hold a comparison: {error}") from error
+        raise FileError(f"{path} does not hold a comparison: {reason(error)}") from error
     if not all(name in POSTERIORS and config.posterior == name for name, config in configs.items()):
         raise FileError(f"{path} does not hold a comparison of posteriors")
     return configs

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from vae_models import data_record
 from vae_models.data_record import SETS, Record
-from vae_models.files import DataError, DataWarning, first_line
+from vae_models.files import DataError, DataWarning, first_line, reason
 from vae_models.image_files import ImageFile, find_images, list_images, read_image
 
 __all__ = [
@@ -279,6 +280,7 @@ def _download(class_name: str, data_root: Path, raw: Path) -> None:
     datasets = _import_torchvision_datasets()
     if data_root.exists() and not data_root.is_dir():
         raise DataError(f"the data root {data_root} is not a folder")
+    made = [each for each in (raw, *raw.parents) if not each.exists()]
     try:
         data_root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=data_root) as temporary:
@@ -289,8 +291,12 @@ def _download(class_name: str, data_root: Path, raw: Path) -> None:
                     file.replace(raw / file.name)
     except Exception as error:  # a failed download raises whatever torchvision stumbles over
         raise DataError(
-            f"{class_name} is not whole in {raw.parent} and could not be downloaded to it: {first_line(error)}"
+            f"{class_name} is not whole in {raw.parent} and could not be downloaded to it: {reason(error)}"
         ) from error
+    finally:
+        for each in made:
+            with suppress(OSError):  # it is not there, or there is something in it
+                each.rmdir()
 
 
 def _import_torchvision_datasets() -> Any:

@@ -20,6 +20,7 @@ __all__ = [
     "is_number",
     "read_csv",
     "read_json",
+    "reason",
     "write_csv",
     "write_json",
     "write_whole",
@@ -63,7 +64,7 @@ def write_whole(path: Path, content: bytes) -> None:
                 os.unlink(temporary)
             raise
     except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror}") from error
+        raise FileError(f"cannot write {path}: {reason(error)}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -90,9 +91,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise FileError(f"{path} does not exist") from None
     except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}") from error
+        raise FileError(f"cannot read {path}: {reason(error)}") from error
     except (ValueError, RecursionError) as error:  # not JSON, or not text, or nested a thousand times
-        raise FileError(f"{path} is damaged: {error}") from error
+        raise FileError(f"{path} is damaged: {reason(error)}") from error
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -131,12 +132,17 @@ def read_csv(path: Path, columns: Sequence[str], value: Callable[[str, str], Any
     except FileNotFoundError:
         raise FileError(f"{path} does not exist") from None
     except (OSError, ValueError, csv.Error) as error:
-        raise FileError(f"{path} is damaged: {error}") from error
+        raise FileError(f"{path} is damaged: {reason(error)}") from error
 
 
 def first_line(error: Warning | BaseException | str) -> str:
-    """The first line of an error's text, or its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error's text, without a colon at its end, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" :")
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one line: never nothing, which would leave a message that ends at a colon."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
 def is_number(value: object) -> bool:

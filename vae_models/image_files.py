@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_models.files import SOFTWARE, DataError, DataWarning, first_line
+from vae_models.files import SOFTWARE, DataError, DataWarning, first_line, reason
 
 __all__ = ["EXTENSIONS", "ImageFile", "find_images", "list_images", "read_image"]
 
@@ -81,7 +81,7 @@ def list_images(root: Path) -> list[Path]:
                     elif extension in _OTHER_EXTENSIONS:
                         others[extension] += 1
         except OSError as error:
-            raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
+            raise DataError(f"cannot read the folder {folder}: {reason(error)}") from error
     if others:
         kinds = ", ".join(f"{count} {extension}" for extension, count in sorted(others.items()))
         warnings.warn(f"files in {root} that are not read: {kinds}; convert them to .png", DataWarning, stacklevel=2)
@@ -148,7 +148,7 @@ def _content(path: Path) -> bytes:
             raise DataError(f"cannot read the image {path}: it is not a file")
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read the image {path}: {error.strerror}") from error
+        raise DataError(f"cannot read the image {path}: {reason(error)}") from error
 
 
 def _read(content: bytes, color: bool) -> np.ndarray:

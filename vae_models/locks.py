@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from vae_models.files import FileError
+from vae_models.files import FileError, reason
 
 __all__ = ["InUseError", "locked"]
 
@@ -75,8 +75,7 @@ def _acquire(folder: Path, path: Path, made: list[Path], wait: bool) -> FileLock
     except Timeout:
         raise InUseError(f"{folder} is in use by {holder or 'another process'}") from None
     except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise FileError(f"cannot write to the folder {folder}, or lock it: {reason}") from error
+        raise FileError(f"cannot write to the folder {folder}, or lock it: {reason(error)}") from error
     with suppress(OSError):  # some systems let no one write to a file that is locked
         path.write_text(f"{os.getpid()}\n")
     return lock

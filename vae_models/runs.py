@@ -40,11 +40,11 @@ from vae_models.checkpoints import (
     check_training_state,
     read_checkpoint,
 )
-from vae_models.comparisons import is_comparison
+from vae_models.comparisons import check_no_comparison
 from vae_models.config import Config
 from vae_models.data import Images
 from vae_models.data_record import Record
-from vae_models.files import DataError, FileError, read_csv, read_json, write_csv, write_json
+from vae_models.files import DataError, FileError, read_csv, read_json, reason, write_csv, write_json
 from vae_models.locks import locked
 from vae_models.training import History, ShardedBatches, VAEModule, history_of, make_trainer, run_trainer
 from vae_models.vae import VAE
@@ -202,7 +202,7 @@ def _train(
             files.begin(trainer, vae)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         if checkpoint and not files.begun and not isinstance(error, FileError):
-            raise FileError(f"{checkpoint} can't be resumed: {error}") from error
+            raise FileError(f"{checkpoint} can't be resumed: {reason(error)}") from error
         raise
     except FloatingPointError as error:
         good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint of an epoch before"
@@ -252,15 +252,16 @@ def read_config(folder: Path | str) -> Config:
     """The settings of the run in a folder.
 
     Raises:
-        FileError: if its ``config.json`` is missing, damaged or not a run's.
+        FileError: if its ``config.json`` is missing, damaged or not a run's. It names the runs of a comparison.
     """
+    check_no_comparison(Path(folder))
     path = Path(folder) / "config.json"
     try:
         return Config.from_json(_stored_settings(path))
     except FileError:
         raise
     except (TypeError, ValueError) as error:
-        raise FileError(f"{path} does not hold the settings of a run: {error}") from error
+        raise FileError(f"{path} does not hold the settings of a run: {reason(error)}") from error
 
 
 class _Files(Callback):
@@ -317,8 +318,7 @@ def _stored(folder: Path, settings: dict[str, Any], resume: bool, overwrite: boo
         raise FileError(f"{folder} is not a folder")
     if (folder / _TENSORBOARD).is_symlink():
         raise FileError(f"{folder / _TENSORBOARD} is a link, to which nothing is written")
-    if overwrite and is_comparison(folder):
-        raise FileError(f"{folder} holds a comparison, not a run")
+    check_no_comparison(folder)
     present = [name for name in reversed(_FILES) if (folder / name).exists()]
     if present and not (resume or overwrite):
         raise FileError(
@@ -365,7 +365,7 @@ def _tidy(folder: Path) -> None:
             for temporary in folder.glob(f".{name}.*"):
                 temporary.unlink()
     except OSError as error:
-        raise FileError(f"cannot write to the folder {folder}: {error.strerror}") from error
+        raise FileError(f"cannot write to the folder {folder}: {reason(error)}") from error
 
 
 def _delete(folder: Path, names: Sequence[str]) -> None:
@@ -374,20 +374,29 @@ def _delete(folder: Path, names: Sequence[str]) -> None:
         for name in names:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        raise FileError(f"cannot delete the run in {folder}: {error.strerror}") from error
+        raise FileError(f"cannot delete the run in {folder}: {reason(error)}") from error
 
 
-def output(path: Path, folder: Path, config: Config) -> Path:
+def output(path: Path, folder: Path, config: Config, suffix: str) -> Path:
     """The path, to which what is made of a run is written.
 
+    Args:
+        path (Path): where.
+        folder (Path): the run's.
+        config (Config): its settings.
+        suffix (str): ``.json`` or ``.png``, by what is written.
+
     Raises:
-        FileError: if that would replace a file of the run or one of its data.
+        FileError: if that would replace a file of the run or one of its data, or the name says that it is another
+            kind of file.
     """
     place = path.parent.resolve() / path.name
     if folder.resolve() == place.parent and (place.name in _FILES or place.exists()):
         raise FileError(f"{path} is a file of the run: name another one")
     if place.exists() and Path(config.data_root).resolve() in place.resolve().parents:
         raise FileError(f"{path} is there, in the folder of the data: name another one")
+    if path.suffix.lower() not in ("", suffix):
+        raise FileError(f"{path} is to end in {suffix}: a {suffix[1:].upper()} file is written")
     return path
 
 

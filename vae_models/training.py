@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 from vae_models import data_record
 from vae_models.config import Config
 from vae_models.data import Images
-from vae_models.files import is_number
+from vae_models.files import is_number, reason
 from vae_models.vae import VAE
 
 __all__ = [
@@ -564,7 +564,7 @@ def make_trainer(config: Config, callbacks: Sequence[Callback], **options: Any) 
         try:
             return pl.Trainer(**(defaults | options))
         except ImportError as error:
-            raise ValueError(f"an option needs a library that is not there: {error}") from error
+            raise ValueError(f"an option needs a library that is not there: {reason(error)}") from error
 
 
 def run_trainer(

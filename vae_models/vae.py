@@ -16,7 +16,7 @@ from pyro.params.param_store import param_with_module_name
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from vae_models.files import FileError, read_json, write_json, write_whole
+from vae_models.files import FileError, first_line, read_json, reason, write_json, write_whole
 from vae_models.likelihoods import LIKELIHOODS, Bernoulli
 from vae_models.networks import NETWORKS
 from vae_models.objectives import Objective, mmd
@@ -190,7 +190,7 @@ class VAE(nn.Module):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise FileError(f"cannot make the folder {folder}: {error.strerror}") from error
+            raise FileError(f"cannot make the folder {folder}: {reason(error)}") from error
         config = folder / "config.json"
         write_json(config, {**(read_json(config) if config.exists() else {}), "vae": self.config})
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
@@ -225,14 +225,13 @@ class VAE(nn.Module):
             TypeError,
             ValueError,
         ) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise FileError(f"{config_file} does not describe a VAE: {reason}") from error
+            raise FileError(f"{config_file} does not describe a VAE: {first_line(error)}") from error
         try:
             vae.load_state_dict(load(weights_file.read_bytes()))
         except FileNotFoundError:
             raise FileError(f"{weights_file} does not exist") from None
         except (OSError, SafetensorError) as error:
-            raise FileError(f"{weights_file} is damaged: {error}") from error
+            raise FileError(f"{weights_file} is damaged: {reason(error)}") from error
         except RuntimeError as error:
             raise FileError(f"{weights_file} does not fit the VAE that {config_file} describes") from error
         return vae.eval()
@@ -405,7 +404,7 @@ def _part(kind: str, parts: Mapping[str, Any], name: str, options: Mapping[str, 
     try:
         return parts[name](*arguments, **options)
     except TypeError as error:
-        raise ValueError(f"{kind} {name!r} does not take the options {options}: {error}") from error
+        raise ValueError(f"{kind} {name!r} does not take the options {options}: {reason(error)}") from error
 
 
 def _register(name: str, module: nn.Module) -> None:

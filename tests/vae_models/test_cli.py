@@ -128,6 +128,29 @@ def test_table_fits_a_pipe_and_agrees_with_the_metrics(comparison):
         assert lines[place + 1].split() == [f"({figures[name]:.2f})" for name in ("negative_elbo_se", "nll_se")]
 
 
+@pytest.mark.parametrize("columns", [60, 30])
+def test_tables_keep_their_numbers_in_a_narrow_terminal(columns, comparison, trained, capsys, monkeypatch):
+    """The lines of one at 60 columns are no longer than these."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.chdir(comparison[0])
+    assert main(["compare", "--resume"]) == 0
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    assert max(map(len, lines)) <= 60
+    monkeypatch.chdir(trained[0])
+    assert main(["train", "--resume"]) == 0
+    words = " ".join(lines + capsys.readouterr().out.splitlines()).split()
+    for metrics in comparison[0].rglob("compare/metrics.json"):
+        for figures in json.loads(metrics.read_text())["posteriors"].values():
+            assert {f"{figures[name]:.2f}" for name in ("negative_elbo", "kl", "nll", "seconds_per_epoch")} <= set(
+                words
+            )
+            assert {f"({figures[name]:.2f})" for name in ("negative_elbo_se", "nll_se")} <= set(words)
+            assert f"{figures['head_parameters']:,}" in words
+    figures = json.loads((trained[0] / "runs" / "train" / "metrics.json").read_text())
+    assert {f"{figures[name]:.3f}" for name in ("negative_elbo", "kl_se", "total_correlation")} <= set(words)
+    assert not any("\u2026" in word for word in words)
+
+
 def test_table_of_long_numbers_fits_80_columns():
     figures = {
         "head_parameters": 2_197_600,
@@ -461,8 +484,27 @@ def test_run_and_comparison_are_not_taken_for_each_other(trained, comparison, ca
         assert main(["compare", *QUICK, *options, "--out", str(trained[0] / "runs" / "train")]) == 2
         assert re.search("holds (a run, not a comparison|no comparison)", one_line(capsys.readouterr().err))
         assert main(["train", *QUICK, *options, "--out", str(comparison[0] / "runs" / "compare")]) == 2
-        assert re.search("(holds a comparison, not a run|not hold the settings)", one_line(capsys.readouterr().err))
+        assert "holds a comparison of the runs diagonal, ar1, markov, not a run" in one_line(capsys.readouterr().err)
     assert (hashes(trained[0]), hashes(comparison[0])) == before
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["sample"], ["train", "--resume", "--out"], ["train", "--out"]])
+def test_comparison_in_place_of_a_run_names_its_runs(command, comparison, capsys, monkeypatch):
+    monkeypatch.chdir(comparison[0])
+    assert main([*command, "runs/compare"]) == 2
+    said = one_line(capsys.readouterr().err)
+    assert "holds a comparison of the runs diagonal, ar1, markov, not a run: name one of them" in said
+    assert said.endswith(", such as runs/compare/diagonal\n")
+
+
+@pytest.mark.parametrize(("command", "suffix"), [("sample", "PNG"), ("evaluate", "JSON")])
+def test_ending_of_an_output_says_what_is_in_it(command, suffix, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.jpg", "x.JPEG", "x.pdf", "x.csv"):
+        assert main([command, str(trained[0] / "runs" / "train"), "--out", name]) == 2
+        said = f"{name} is to end in .{suffix.lower()}: a {suffix} file is written"
+        assert said in one_line(capsys.readouterr().err)
+    assert contents(tmp_path) == []
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sample"])
@@ -611,6 +653,19 @@ def test_missing_data_set_and_no_network(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert main(["train", "--dataset", "mnist", "--data-root", str(tmp_path / "data"), "--out", str(out)]) == 2
     assert "network is unreachable" in one_line(capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(), OSError(""), MemoryError(), ValueError(), ValueError("\n")], ids=repr)
+def test_error_that_says_nothing(error, tmp_path, capsys, monkeypatch):
+    """It is named by its type: no line ends at a colon, or is empty."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("vae_models.runs.read_config", fail)
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert type(error).__name__ in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory\nat x")])
@@ -714,6 +769,15 @@ def test_help_names_every_setting(command, tmp_path):
     for field in dataclasses.fields(Config):
         if not field.name.endswith("_options") and field.name != "objective":
             assert f"--{field.name.replace('_', '-')} " in result.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["evaluate"], ["sample"], ["reproduce"]])
+def test_short_option_shows_the_help(command, capsys):
+    shown = []
+    for option in ("-h", "--help"):
+        assert main([*command, option]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != ""
 
 
 def test_help_is_quick(tmp_path):

@@ -229,8 +229,10 @@ def test_missing_data_set_and_no_network(tmp_path, monkeypatch):
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    message = error_of("mnist", tmp_path)
-    assert f"MNIST is not whole in {tmp_path / 'MNIST'} and could not be downloaded to it" in message
+    for root in (tmp_path, tmp_path / "new" / "root"):
+        message = error_of("mnist", root)
+        assert f"MNIST is not whole in {root / 'MNIST'} and could not be downloaded to it" in message
+        assert "no route to host" in message
     assert os.listdir(tmp_path) == []
 
 

@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from vae_models.files import FileError, read_json, write_json, write_whole
+from vae_models.files import FileError, first_line, read_json, reason, write_json, write_whole
 
 
 def test_replaces_whole(tmp_path):
@@ -38,6 +38,23 @@ def test_mode_is_that_of_an_ordinary_file(tmp_path):
 def test_folder_that_is_not_there(tmp_path):
     with pytest.raises(FileError, match="cannot write"):
         write_whole(tmp_path / "missing" / "a", b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "first"),
+    [
+        (
+            OSError(28, "No space left on device", "a"),
+            "No space left on device",
+            "[Errno 28] No space left on device: 'a'",
+        ),
+        (OSError(), "OSError", "OSError"),
+        (ValueError(" "), "ValueError", "ValueError"),
+        (RuntimeError("Error downloading a:\nTried b"), "Error downloading a: Tried b", "Error downloading a"),
+    ],
+)
+def test_what_an_error_says(error, said, first):
+    assert (reason(error), first_line(error)) == (said, first)
 
 
 def test_json_round_trip(tmp_path):
