@@ -38,6 +38,7 @@ from ar1_dist.validation import refuse_nan
 __all__ = ["Index", "condition", "conjugate_update", "from_times", "from_transitions", "marginal"]
 
 Index = Sequence[int] | Sequence[bool] | Tensor | slice
+_SEQUENCES = (list, tuple)  # as a union, torch 2.9's compiler doesn't know it
 
 
 # --- Chains from other parametrisations ---
@@ -439,11 +440,11 @@ def _positions(index: Index, d: int, device: torch.device) -> Tensor:
         if kept.step < 0 and len(kept) > 1:
             raise ValueError(f"{wanted}; got {index!r}.")
         return kept.start + kept.step * torch.arange(len(kept), device=device)
-    if isinstance(index, list | tuple) and all(type(each) is bool for each in index) and index:
+    if isinstance(index, _SEQUENCES) and all(type(each) is bool for each in index) and index:
         if len(index) != d:
             raise ValueError(f"{wanted}; got {len(index)} booleans.")
         index = [t for t, is_kept in enumerate(index) if is_kept]
-    if isinstance(index, list | tuple) and all(type(each) is int for each in index):
+    if isinstance(index, _SEQUENCES) and all(type(each) is int for each in index):
         entries = [t + d if t < 0 else t for t in index]
         if any(not 0 <= t < d for t in entries) or any(a >= b for a, b in itertools.pairwise(entries)):
             raise ValueError(f"{wanted}; got {index if len(index) <= 10 else f'{len(index)} integers'}.")

@@ -145,9 +145,8 @@ def _plain_backward(
 
 
 def has_values() -> bool:
-    """Whether Python may branch on what tensors hold, as checks of values do: not in a compiler, nor in what torch.func
-    maps or differentiates."""
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    """Whether Python may branch on what tensors hold, as checks of values do: not in a compiler."""
+    return not torch.compiler.is_compiling()
 
 
 def is_transformed() -> bool:

@@ -23,8 +23,8 @@ The last two are registered only where torch and Pyro lack them. That from a poi
 :math:`-\log p(v)`.
 
 Note:
-    :func:`torch.compile` can't trace the first look-up of a pair, so that importing this module looks all of these
-    up once. A later :func:`torch.distributions.register_kl` makes torch forget them; call
+    :func:`torch.compile` can't trace the first look-up of a pair, so that importing :mod:`ar1_dist` looks all of
+    these up once. A later :func:`torch.distributions.register_kl` makes torch forget them; call
     :func:`torch.distributions.kl_divergence` once for the pair, outside the compiled function, to have it back.
 """
 
@@ -267,14 +267,11 @@ for _joint in (MultivariateNormal, LowRankMultivariateNormal):
         register_kl(_joint, Independent)(_kl_normal_independent)
 
 
-def _look_up_every_pair() -> None:
-    """Fill torch's table of dispatches, for torch's classes and for Pyro's."""
+def look_up_every_pair(*others: type[Distribution]) -> None:
+    """Fill torch's table of dispatches, which each registration empties, for torch's classes, Pyro's and others."""
     names = ("Independent", "MultivariateNormal", "LowRankMultivariateNormal", "Normal", "Laplace", "Gumbel")
-    types = [AR1Normal] + [
+    types = [AR1Normal, *others] + [
         getattr(library, name) for library in (torch.distributions, pyro.distributions) for name in names
     ]
     for pair in itertools.product(types, repeat=2):
         _KL_MEMOIZE[pair] = _dispatch_kl(*pair)
-
-
-_look_up_every_pair()
