@@ -270,8 +270,7 @@ for _joint in (MultivariateNormal, LowRankMultivariateNormal):
 def look_up_every_pair(*others: type[Distribution]) -> None:
     """Fill torch's table of dispatches, which each registration empties, for torch's classes, Pyro's and others."""
     names = ("Independent", "MultivariateNormal", "LowRankMultivariateNormal", "Normal", "Laplace", "Gumbel")
-    types = [AR1Normal, *others] + [
-        getattr(library, name) for library in (torch.distributions, pyro.distributions) for name in names
-    ]
+    types: list[type] = [AR1Normal, *others]
+    types += [getattr(library, name) for library in (torch.distributions, pyro.distributions) for name in names]
     for pair in itertools.product(types, repeat=2):
         _KL_MEMOIZE[pair] = _dispatch_kl(*pair)
