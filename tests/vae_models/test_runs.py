@@ -604,6 +604,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
     finished(tmp_path / "run", dataclasses.replace(SMALL, epochs=4), resume=True)
     assert contents(outside) == before
     assert not any(path.is_symlink() for path in (tmp_path / "run").iterdir())
+    shutil.rmtree(tmp_path / "run" / "tensorboard", ignore_errors=True)
     (tmp_path / "run" / "tensorboard").symlink_to(outside)
     for options in ({"resume": True}, {"overwrite": True}):
         with pytest.raises(FileError, match=f"^{tmp_path / 'run' / 'tensorboard'} is a link"):

@@ -602,7 +602,7 @@ def test_two_processes(tmp_path, digits):
     for name in ("main.pt", "other.pt"):
         torch.testing.assert_close(torch.load(tmp_path / name, weights_only=True), final, rtol=0, atol=0)
     assert {path.name for path in (tmp_path / "run").iterdir() if path.is_file()} == {
-        *("config.json", "data.json", "metrics.csv", "best.ckpt", "last.ckpt", "model.safetensors")
+        *(".lock", "config.json", "data.json", "metrics.csv", "best.ckpt", "last.ckpt", "model.safetensors")
     }
 
 
