@@ -78,6 +78,9 @@ class MovedimDistribution(TorchDistribution):
         super().__init__(base_dist.batch_shape, Size(others), validate_args=validate_args)
         self._draw: tuple[Callable, Tensor] | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_dist}, {self.dim})"
+
     def __getstate__(self):
         return self.__dict__ | {"_draw": None}
 
