@@ -63,7 +63,8 @@ def loss_per_image(vae: VAE, x: Tensor) -> Tensor:
 
     Args:
         vae (VAE): with the objective and the current weight of its KL divergence, ``vae.beta``.
-        x (Tensor): images, of shape ``(N, C, H, W)``. Their values are not checked, as :meth:`VAE.check_images` does.
+        x (Tensor): images, of shape ``(N, C, H, W)``. Their values are not checked, as
+            :meth:`vae_models.vae.VAE.check_images` does.
 
     Returns:
         Tensor: a scalar.
