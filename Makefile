@@ -9,7 +9,7 @@ LOWEST := .venv-lowest
 .PHONY: demo test lowest bench lint docs clean
 
 demo: $(VENV)/.vae
-	@echo "Training three VAEs on 8x8 digits, which takes a minute or two."
+	@echo "Training three VAEs on 8x8 digits, which takes a few minutes."
 	@$(BIN)/vae-models compare --overwrite
 	@echo "Open it in a browser: runs/compare/report.html"
 

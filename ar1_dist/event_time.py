@@ -74,6 +74,9 @@ class MovedimDistribution(TorchDistribution):
         others.insert(len(others) + 1 + dim, last)
         super().__init__(base_dist.batch_shape, Size(others), validate_args=validate_args)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_dist}, {self.dim})"
+
     @property
     def support(self):
         return self.base_dist.support

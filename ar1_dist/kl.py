@@ -272,5 +272,5 @@ def look_up_every_pair(*others: type[Distribution]) -> None:
     names = ("Independent", "MultivariateNormal", "LowRankMultivariateNormal", "Normal", "Laplace", "Gumbel")
     types: list[type] = [AR1Normal, *others]
     types += [getattr(library, name) for library in (torch.distributions, pyro.distributions) for name in names]
-    for pair in itertools.product(types, repeat=2):
-        _KL_MEMOIZE[pair] = _dispatch_kl(*pair)
+    for q_type, p_type in itertools.product(types, repeat=2):
+        _KL_MEMOIZE[q_type, p_type] = _dispatch_kl(q_type, p_type)

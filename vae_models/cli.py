@@ -470,9 +470,9 @@ def reproduce(
 
 def _study(wanted: "Sequence[StudyRun]", out: Path, data_root: Path, accelerator: str) -> list[str]:
     """Do what is left to do, and return the names of what failed."""
+    from vae_models.progress import ProgressLine
     from vae_models.study import records
     from vae_models.study.running import execute
-    from vae_models.training import ProgressLine
 
     failed = []
     with _progress() as progress:
@@ -630,7 +630,7 @@ def _train_and_finish(
     config: "Config", folder: Path, progress: Progress, options: Mapping[str, Any], callbacks: Sequence[Any]
 ) -> dict[str, Any] | None:
     from vae_models import results, runs
-    from vae_models.training import ProgressLine
+    from vae_models.progress import ProgressLine
 
     task = progress.add_task(config.posterior, start=False, epoch="", loss="")
     hardware = {name: options[name] for name in _HARDWARE}

@@ -57,6 +57,10 @@ class Images(NamedTuple):
     test: Tensor
     """Those of the final figures, by which nothing is chosen."""
 
+    def __repr__(self) -> str:
+        sets = ", ".join(f"{name}: {tuple(images.shape)}" for name, images in self._asdict().items())
+        return f"Images({sets})"
+
 
 def load(
     name: str,

@@ -117,7 +117,7 @@ def train(
             beginning: neither the learning rate nor early stopping nor a warm-up depends on how many are to come.
         overwrite (bool): delete the run in the folder, but no other file, and start anew.
         callbacks (sequence of Callback): further Lightning callbacks, such as
-            :class:`vae_models.training.ProgressLine`.
+            :class:`vae_models.progress.ProgressLine`.
         make_module (callable): as in :func:`vae_models.training.fit`. It is not one of the settings: a run that is
             resumed is to be given the same.
         trainer_options: further arguments of Lightning's Trainer: ``accelerator``, ``devices``, ``num_nodes``,

@@ -22,7 +22,6 @@ from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
-from rich.progress import Progress, TaskID
 from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -32,12 +31,12 @@ from vae_models import data_record
 from vae_models.config import Config
 from vae_models.data import Images
 from vae_models.files import is_number, reason
+from vae_models.progress import ProgressText, is_watched
 from vae_models.vae import VAE
 
 __all__ = [
     "History",
     "ImageData",
-    "ProgressLine",
     "SameData",
     "ShardedBatches",
     "VAEModule",
@@ -64,7 +63,8 @@ def loss_per_image(vae: VAE, x: Tensor) -> Tensor:
 
     Args:
         vae (VAE): with the objective and the current weight of its KL divergence, ``vae.beta``.
-        x (Tensor): images, of shape ``(N, C, H, W)``. Their values are not checked, as :meth:`VAE.check_images` does.
+        x (Tensor): images, of shape ``(N, C, H, W)``. Their values are not checked, as
+            :meth:`vae_models.vae.VAE.check_images` does.
 
     Returns:
         Tensor: a scalar.
@@ -369,6 +369,13 @@ class History(Callback):
         self.rows: list[dict[str, float]] = []
         self._start = self._seconds = 0.0  # of the epoch
 
+    def __repr__(self) -> str:
+        if not self.rows:
+            return "History(0 epochs)"
+        best = min(self.rows, key=lambda row: row["validation_negative_elbo"])
+        least = f"least validation_negative_elbo: {best['validation_negative_elbo']:.2f} in epoch {best['epoch']}"
+        return f"History({len(self.rows)} epochs, {least})"
+
     def column(self, name: str) -> list[float]:
         """One of :data:`COLUMNS`, by epoch."""
         return [row[name] for row in self.rows]
@@ -432,47 +439,6 @@ class ResumableEarlyStopping(EarlyStopping):
         self.wait_count, self.best_score = waited, best  # the patience is the settings'
 
 
-class ProgressLine(ProgressBar):
-    """A whole run as one line of a :class:`rich.progress.Progress`, which can so show several runs.
-
-    Args:
-        progress (Progress): its columns may show the fields ``epoch`` and ``loss``, which are strings. It is started
-            with the training if it is not yet, so that nothing is shown of a run that fails before.
-        task (TaskID): the line, not started.
-    """
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        super().__init__()
-        self._progress = progress
-        self._task = task
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert trainer.max_epochs is not None
-        batches = int(trainer.num_training_batches)
-        self._progress.start()
-        self._progress.start_task(self._task)
-        self._progress.update(self._task, total=trainer.max_epochs * batches, completed=trainer.current_epoch * batches)
-
-    def on_train_batch_end(self, *args, **kwargs) -> None:
-        self._progress.advance(self._task)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loss = trainer.callback_metrics["validation_negative_elbo"].item()
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self._progress.update(self._task, epoch=epoch, loss=f"loss {loss:.2f}")
-
-    def evaluating(self) -> None:
-        """Say that the VAE is evaluated, whether it was trained before or not."""
-        self._progress.start()
-        self._progress.update(self._task, epoch="evaluating")
-
-    def disable(self) -> None:
-        self._progress.update(self._task, visible=False)
-
-    def enable(self) -> None:
-        self._progress.update(self._task, visible=True)
-
-
 def fit(
     vae: VAE,
     images: Images,
@@ -501,13 +467,15 @@ def fit(
         config (Config): ``epochs``, ``batch_size``, ``learning_rate``, ``plateau_patience``, ``early_stopping``,
             ``gradient_clip``, ``binarize`` and ``seed`` are used. The seed is that of the order of the images and the
             noise. Torch's global generator on the CPU is left as it was.
-        callbacks (sequence of Callback): further Lightning callbacks, such as :class:`ProgressLine`.
+        callbacks (sequence of Callback): further Lightning callbacks, such as
+            :class:`vae_models.progress.ProgressLine`.
         checkpoint (Path): a checkpoint of Lightning's to go on from, written in training on the same images.
         make_module (callable): from VAE, learning rate and ``plateau_patience`` to the module that trains; one that
             logs what :class:`VAEModule` does.
         trainer_options: further arguments of Lightning's Trainer: ``accelerator``, ``devices`` (1 by default),
             ``num_nodes``, ``strategy``, ``precision``, ``plugins``, ``logger``, ``limit_train_batches``, ... But those
             that would end the training elsewhere or skip the validation after an epoch are refused.
+            ``enable_progress_bar`` shows a line of progress, and does by default on a terminal and in a notebook.
 
     Raises:
         FloatingPointError: as soon as a loss is NaN or infinite.
@@ -546,6 +514,10 @@ def make_trainer(config: Config, callbacks: Sequence[Callback], **options: Any) 
         if name in ("limit_train_batches", "limit_val_batches") and options[name] == 0:
             raise ValueError(f"Lightning's option {name} must leave some batches, got 0")
     all_callbacks = [History(), EpochSeeds(config.seed), *callbacks]
+    has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
+    if not has_bar and options.get("enable_progress_bar", is_watched()):
+        all_callbacks.append(ProgressText())
+        has_bar = True
     if config.early_stopping is not None:
         all_callbacks.append(ResumableEarlyStopping("validation_negative_elbo", patience=config.early_stopping))
     defaults = {
@@ -553,7 +525,7 @@ def make_trainer(config: Config, callbacks: Sequence[Callback], **options: Any) 
         "logger": False,
         "enable_checkpointing": any(isinstance(each, pl.callbacks.Checkpoint) for each in callbacks),
         "enable_model_summary": False,
-        "enable_progress_bar": any(isinstance(each, ProgressBar) for each in callbacks),
+        "enable_progress_bar": has_bar,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # ImageData shares the images out
         "gradient_clip_val": config.gradient_clip,

@@ -80,6 +80,10 @@ def test_digits_are_in_memory_and_none_is_lost(digits):
     assert torch.equal(ordered(torch.cat(digits)), ordered(original))
 
 
+def test_images_print_their_shapes(digits):
+    assert repr(digits) == "Images(train: (1257, 1, 8, 8), validation: (180, 1, 8, 8), test: (360, 1, 8, 8))"
+
+
 @pytest.mark.parametrize("binarize", ["none", "static", "dynamic"])
 def test_one_seed_gives_the_same_images_and_another_gives_others(binarize):
     first, again, other = (load("digits", binarize=binarize, seed=seed) for seed in (3, 3, 4))

@@ -22,8 +22,9 @@ from vae_models.config import Config
 from vae_models.data import DataError, load
 from vae_models.files import FileError, write_json
 from vae_models.objectives import Objective
+from vae_models.progress import ProgressLine
 from vae_models.runs import Run, load_images, load_other_images, read_config, read_metrics, train
-from vae_models.training import History, ProgressLine
+from vae_models.training import History
 from vae_models.vae import VAE
 
 TRAINED = ["best.ckpt", "config.json", "data.json", "last.ckpt", "metrics.csv", "model.safetensors"]

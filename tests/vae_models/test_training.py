@@ -13,8 +13,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from pyro.infer import TraceMeanField_ELBO
-from rich.console import Console
-from rich.progress import Progress
 from torch.distributions import kl_divergence
 
 from vae_models.checkpoints import EpochCheckpoint
@@ -26,7 +24,6 @@ from vae_models.runs import read_metrics
 from vae_models.training import (
     History,
     ImageData,
-    ProgressLine,
     ShardedBatches,
     VAEModule,
     check_batches,
@@ -484,16 +481,11 @@ def test_options_of_lightning_that_work(options, few, tmp_path, monkeypatch):
     assert min(history.column("seconds")) > 0
 
 
-def test_progress_line(few):
-    console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
-    with Progress(console=console) as progress:
-        task = progress.add_task("ar1", start=False, epoch="", loss="")
-        _, history = trained(few, callbacks=[ProgressLine(progress, task)])
-    (line,) = progress.tasks
-    assert line.finished
-    assert line.completed == 3 * 2
-    loss = history.column("validation_negative_elbo")[-1]
-    assert line.fields == {"epoch": "epoch 3/3", "loss": f"loss {loss:.2f}"}
+def test_history_prints_its_outcome():
+    history = History()
+    assert repr(history) == "History(0 epochs)"
+    history.rows = [{"epoch": i + 1, "validation_negative_elbo": loss} for i, loss in enumerate([3.0, 1.25, 2.0])]
+    assert repr(history) == "History(3 epochs, least validation_negative_elbo: 1.25 in epoch 2)"
 
 
 def test_ctrl_c_is_a_keyboard_interrupt(few):
