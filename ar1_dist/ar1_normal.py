@@ -81,9 +81,9 @@ class AR1Normal(TorchDistribution):
         ``open_interval(-1.0, 1.0)`` of :mod:`ar1_dist.constraints`.
 
     Note:
-        The noise of a draw is remembered as long as the draw lives. ``log_prob`` of that very tensor, or of a view of
-        all of it, takes the noise in place of the rounded value, so that it is right also where ``loc`` is so large
-        that innovations are lost in it: in float32 a level of 100,000 leaves steps of 0.008. Of an equal tensor
+        The noise of the last 32 draws is remembered, of each as long as it lives. ``log_prob`` of such a tensor, or of
+        a view of all of it, takes the noise in place of the rounded value, so that it is right also where ``loc`` is so
+        large that innovations are lost in it: in float32 a level of 100,000 leaves steps of 0.008. Of an equal tensor
         elsewhere, or once the draw or a parameter has changed, it is the density at the numbers as they are.
 
     Note:

@@ -17,6 +17,9 @@ from ar1_dist.kernels import is_transformed
 __all__ = ["AR1Transform"]
 
 
+_REMEMBERED = 32  # draws, of a distribution that is drawn from again and again
+
+
 class AR1Transform(Transform):
     r"""The map :math:`\epsilon \mapsto z` that colours white noise into a first-order autoregressive vector,
 
@@ -146,14 +149,14 @@ class AR1Transform(Transform):
         self.check_event_shape(x)
         y = colour(*self.arguments, x, atanh=self.atanh)
         noise = [x.detach().to(y.dtype)]  # which goes when y does
-        self._draws = [draw for draw in self._draws if draw[1]]
-        self._draws.append((weakref.ref(y, lambda _: noise.clear()), noise))
+        living = [draw for draw in self._draws if draw[1]][1 - _REMEMBERED :]
+        self._draws = [*living, (weakref.ref(y, lambda _: noise.clear()), noise)]
         return y
 
     def recall(self, y: Tensor) -> Tensor | None:
         """The noise of which this map made y, as numbers without a graph; None of any other tensor, and if y or a
-        parameter has been changed since. A view of all of y is y."""
-        for draw, kept in self._draws:
+        parameter has been changed since, or many were made later. A view of all of y is y."""
+        for draw, kept in reversed(self._draws):
             of = draw()
             if of is None or not kept or not _is_same(of, y):
                 continue
