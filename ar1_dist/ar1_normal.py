@@ -11,6 +11,7 @@ from torch.distributions import constraints
 from ar1_dist import functional
 from ar1_dist.constraints import open_interval
 from ar1_dist.functional import log_cosh, sum_shared
+from ar1_dist.hyperparameters import warn_of_plate_as_coordinates
 from ar1_dist.kernels import has_values
 from ar1_dist.recurrence import linear_recurrence
 from ar1_dist.transforms import AR1Transform, check_type, infer_shapes
@@ -112,8 +113,10 @@ class AR1Normal(TorchDistribution):
     ) -> None:
         transform = AR1Transform(loc, scale, rho, atanh_rho=atanh_rho)
         self._set_up(transform, transform.batch_shape, validate_args)
-        if self._validate_args and has_values():
-            self._validate_parameters()
+        self._validate_parameters()
+        if has_values():
+            _, scale, correlation = transform.arguments
+            warn_of_plate_as_coordinates(**{"scale": scale, transform.names[-1]: correlation})
 
     def _set_up(self, transform: AR1Transform, batch_shape: torch.Size, validate_args: bool | None) -> None:
         """All of the constructor but the check of values. Without an argument validation is as the process's setting
@@ -126,6 +129,8 @@ class AR1Normal(TorchDistribution):
         self.arg_constraints = {name: type(self).arg_constraints[name] for name in transform.names}
 
     def _validate_parameters(self) -> None:
+        if not (self._validate_args and has_values()):
+            return
         for name, value in self.transform.parameters().items():
             constraint = self.arg_constraints[name]
             if value.numel() == 0:

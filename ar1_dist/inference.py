@@ -30,6 +30,7 @@ from torch.nn.functional import pad
 
 from ar1_dist.ar1_normal import AR1Normal
 from ar1_dist.functional import is_floating, join, sign_of, sum_shared, whiten, widen
+from ar1_dist.hyperparameters import advice, warn_of_plate_as_coordinates
 from ar1_dist.kernels import has_values, is_transformed
 from ar1_dist.recurrence import linear_recurrence, moebius_recurrence
 from ar1_dist.transforms import AR1Transform, as_tensor, at_least_1d
@@ -70,7 +71,8 @@ def from_times(
     # artanh rho as log1p(2 rho/(1 - rho))/2, without a rounded 1 - rho.
     atanh_rho = 0.5 * (-2 * (-ratio).exp() / torch.expm1(-ratio)).log1p()
     refuse_nan("The chain", atanh_rho, times=times, timescale=unit)
-    return AR1Normal(loc, scale, atanh_rho=atanh_rho.to(unit.dtype), validate_args=validate_args)
+    _warn_of_plate("scale", scale)
+    return _checked(loc, scale, atanh_rho.to(unit.dtype), validate_args)
 
 
 def from_transitions(
@@ -97,7 +99,7 @@ def from_transitions(
     scale = join(initial.abs(), variance[..., 1:].sqrt())  # whose gradient is a number at an initial scale of 0 too
     atanh_rho = (c * scale[..., :-1] / n).asinh()
     refuse_nan("The chain", scale, atanh_rho, coefficient=c, noise_scale=n, initial_scale=initial)
-    return AR1Normal(loc, scale.to(dtype), atanh_rho=atanh_rho.to(dtype), validate_args=validate_args)
+    return _checked(loc, scale.to(dtype), atanh_rho.to(dtype), validate_args)
 
 
 # --- Some of the coordinates ---
@@ -394,6 +396,14 @@ def _expand(x: Tensor, n: int) -> Tensor:
     return x.expand(x.shape[:-1] + (n,))
 
 
+def _checked(loc: Tensor, scale: Tensor | float, atanh_rho: Tensor, validate_args: bool | None) -> AR1Normal:
+    """The constructor, but for its warning, which is for what a user gave."""
+    chain, transform = AR1Normal.__new__(AR1Normal), AR1Transform(loc, scale, atanh_rho=atanh_rho)
+    chain._set_up(transform, transform.batch_shape, validate_args)
+    chain._validate_parameters()
+    return chain
+
+
 def _like(q: AR1Normal, loc: Tensor, scale: Tensor, atanh_rho: Tensor, batch_shape: torch.Size) -> AR1Normal:
     """A chain that was computed from q. Its parameters are not checked again; values will be where q's are."""
     chain = AR1Normal.__new__(AR1Normal)
@@ -427,8 +437,15 @@ def _as_parameter(name: str, value: Tensor | float, loc: Tensor, size: int) -> T
         raise ValueError(
             f"{name} must be a real number or a floating-point tensor whose last dimension is {sizes}, for loc of "
             f"shape {tuple(loc.shape)}; got {_describe(value)}."
+            + (f" {advice(name)}" if isinstance(value, Tensor) and is_floating(value) else "")
         )
+    _warn_of_plate(name, value)
     return at_least_1d(as_tensor(value, dtype, loc.device))
+
+
+def _warn_of_plate(name: str, value: Tensor | float) -> None:
+    if isinstance(value, Tensor) and has_values():
+        warn_of_plate_as_coordinates(**{name: value})
 
 
 def _positions(index: Index, d: int, device: torch.device) -> Tensor:

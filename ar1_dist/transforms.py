@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
 from ar1_dist.functional import colour, is_floating, log_det, whiten, whiten_draw, widen
+from ar1_dist.hyperparameters import advice
 from ar1_dist.kernels import is_transformed
 
 __all__ = ["AR1Transform"]
@@ -242,7 +243,7 @@ def infer_shapes(shapes: dict[str, torch.Size]) -> tuple[torch.Size, torch.Size]
         if len(shape) > 0 and shape[-1] not in (1, full):
             raise ValueError(
                 f"{name} must be a number or a tensor whose last dimension is 1 or {full}, for loc of shape "
-                f"{tuple(loc_shape)}; got shape {tuple(shape)}."
+                f"{tuple(loc_shape)}; got shape {tuple(shape)}. {advice(name)}"
             )
         batch_shapes.append(shape[:-1])
     if all(shape == batch_shapes[0] for shape in batch_shapes):
@@ -251,7 +252,9 @@ def infer_shapes(shapes: dict[str, torch.Size]) -> tuple[torch.Size, torch.Size]
         return torch.Size(broadcast_shape(*batch_shapes)), loc_shape[-1:]
     except ValueError:
         described = ", ".join(f"{name} of shape {tuple(shape)}" for name, shape in shapes.items())
-        raise ValueError(f"Leading dimensions must broadcast; got {described}.") from None
+        batches = [name for name, shape in shapes.items() if name != "loc" and len(shape) > 1]
+        advised = "".join(f" {advice(name)}" for name in batches)
+        raise ValueError(f"Leading dimensions must broadcast; got {described}.{advised}") from None
 
 
 def _check_types(parameters: dict[str, Any]) -> None:

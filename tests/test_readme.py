@@ -355,3 +355,23 @@ def test_amortised_page(figures):
     assert max(misses["chain"]) < 2.6
     assert min(misses["mean field"]) > 2.6
     assert_drawn(figures, "amortised.png")
+
+
+@pytest.mark.slow
+def test_hyperparameters_page(figures):
+    names = run_blocks(ROOT / "docs" / "howto_hyperparameters.md", 4)
+    drawn, level = names["drawn"], names["level"]
+    assert {name: value.shape for name, value in drawn.items()} == {
+        "scale": (2000, 1, 1),
+        "atanh_rho": (2000, 1, 1),
+        "level": (2000, 5, 150),
+        "reading": (2000, 5, 150),
+    }
+    for name, value in names["truth"].items():
+        assert abs(drawn[name].mean() - value) < 3 * drawn[name].std()
+    low, high = level.quantile(torch.tensor([0.05, 0.95]), 0)
+    inside = (low < names["true_level"]) & (names["true_level"] < high)
+    assert inside.float().mean() == pytest.approx(0.9, abs=0.06)
+    assert inside[:, ~names["seen"]].float().mean() == pytest.approx(0.9, abs=0.12)
+    assert_drawn(figures, "hyperparameters.png")
+    assert names["prior_draws"].shape == (150, 5, 150)

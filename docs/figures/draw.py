@@ -1,6 +1,6 @@
 """Run the code of the how-to pages, which draws these figures, in this folder.
 
-python docs/figures/draw.py [time_series irregular_times amortised]
+python docs/figures/draw.py [time_series irregular_times amortised hyperparameters]
 """
 
 import os
@@ -15,7 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 HERE = Path(__file__).resolve().parent
 os.chdir(tempfile.mkdtemp())  # pages save other files than figures too
-for page in sys.argv[1:] or ["time_series", "irregular_times", "amortised"]:
+for page in sys.argv[1:] or ["time_series", "irregular_times", "amortised", "hyperparameters"]:
     text = (HERE.parent / f"howto_{page}.md").read_text("utf-8")
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
