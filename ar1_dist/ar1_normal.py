@@ -62,7 +62,8 @@ class AR1Normal(TorchDistribution):
         scale (Tensor or float): marginal standard deviation, positive, of shape ``(..., d)``, or ``(..., 1)``, 0-d
             or a number where it is the same for every coordinate.
         rho (Tensor or float): correlation of neighbouring coordinates, in the open interval (-1, 1), of shape
-            ``(..., d - 1)``, or ``(..., 1)``, 0-d or a number where it is the same for every pair. Ignored if d = 1.
+            ``(..., d - 1)``, or ``(..., 1)``, 0-d or a number where it is the same for every pair. Ignored if d = 1,
+            and then 0.
         atanh_rho (Tensor or float): :math:`\operatorname{artanh}\rho`, any real number, in place of ``rho`` and of
             the same shapes: the unconstrained and numerically safe way in, as ``logits`` is to ``probs``.
         validate_args (bool): whether to check the parameters' and the values' values, as everywhere in torch.
@@ -83,10 +84,10 @@ class AR1Normal(TorchDistribution):
         ``open_interval(-1.0, 1.0)`` of :mod:`ar1_dist.constraints`.
 
     Note:
-        A draw remembers the noise of which it was made, as long as it lives and is the last one. ``log_prob`` of that
-        very tensor takes the noise in place of the rounded value, so that it is right also where ``loc`` is so large
-        that innovations are lost in it: in float32 a level of 100,000 leaves steps of 0.008. Of an equal tensor, or
-        once the draw or a parameter was changed in place, it is the density at the numbers as they are.
+        The noise of the last 32 draws is remembered, of each as long as it lives. ``log_prob`` of such a tensor, or of
+        a view of all of it, takes the noise in place of the rounded value, so that it is right also where ``loc`` is so
+        large that innovations are lost in it: in float32 a level of 100,000 leaves steps of 0.008. Of an equal tensor
+        elsewhere, or once the draw or a parameter has changed, it is the density at the numbers as they are.
 
     Note:
         With the same seed, ``rsample`` draws the same noise as :class:`~torch.distributions.MultivariateNormal` with
@@ -302,8 +303,18 @@ class AR1Normal(TorchDistribution):
         else:
             log_prob = functional.log_prob_of_draw(value, *arguments, noise, atanh=atanh)
         given = {"value": value, **self.transform.parameters()}
-        log_prob = or_limit("log_prob", log_prob, -math.inf, self._validate_args, **given)
+        log_prob = or_limit("log_prob", log_prob, lambda: self._limit_of_log_prob(value), self._validate_args, **given)
         return log_prob.expand(broadcast_shape(self.batch_shape, log_prob.shape))
+
+    def _limit_of_log_prob(self, value: Tensor) -> Tensor:
+        """Infinite on what a scale of 0 or a correlation of 1 or -1 leaves of the space, minus infinite off it."""
+        loc, scale, _ = self.transform.arguments
+        atanh_rho, is_exact = self.transform.atanh_rho, scale == 0
+        u = (value - loc) / torch.where(is_exact, 1.0, scale)
+        is_off = is_exact & (value != loc) | value.isinf()
+        is_apart = atanh_rho.isinf() & (u[..., 1:] != atanh_rho.sign() * u[..., :-1])
+        is_singular = is_exact.any(-1) | atanh_rho.isinf().any(-1)
+        return torch.where(is_singular & ~is_off.any(-1) & ~is_apart.any(-1), math.inf, -math.inf)
 
     def _validate_sample(self, value: Tensor) -> None:
         if isinstance(value, Tensor):
@@ -402,7 +413,7 @@ class AR1Normal(TorchDistribution):
             noise_scale (Tensor or float): standard deviation of each step's noise, positive, of the same shapes.
             initial_scale (Tensor or float): standard deviation of the first coordinate, positive, of shape
                 ``(..., 1)``, 0-d or a number. With ``validate_args=False`` it may be 0: the first coordinate is known
-                exactly, and the chain can be drawn and updated, but has no density.
+                exactly, and the chain can be drawn and updated by readings, but has no density.
             validate_args (bool): whether to check values.
 
         Returns:

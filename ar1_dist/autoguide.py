@@ -1,5 +1,6 @@
 """A Pyro guide with one autoregressive chain over all latent variables."""
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.contrib.forecast import ForecastingModel
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.autoguide import AutoContinuous, init_to_median
@@ -145,7 +145,7 @@ class AutoAR1Normal(AutoContinuous):
         layout = layout_of((args, kwargs))
         if layout == self._layout or self._model is None:  # a copy from a file has no model
             return
-        if isinstance(unwrap(self.model), ForecastingModel):  # Forecaster draws itself the steps that the guide lacks
+        if _is_forecasting(self.model):  # Forecaster draws itself the steps that the guide lacks
             return
         trace = self._trace_model(*args, **kwargs)
         _check_plates(trace)
@@ -213,6 +213,11 @@ class AutoAR1Normal(AutoContinuous):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         return self.loc, self.scale
+
+
+def _is_forecasting(model: Callable) -> bool:
+    module = sys.modules.get("pyro.contrib.forecast")  # which would take a second to import, for models of it alone
+    return module is not None and isinstance(unwrap(model), module.ForecastingModel)
 
 
 def _shape(site: Any) -> tuple[int, ...]:

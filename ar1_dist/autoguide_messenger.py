@@ -350,7 +350,7 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
                 "elements of its plates, without those whose elements share parameters)."
             )
         if time_dim is not None:
-            shape[time_dim] -= 1
+            shape[time_dim] = shape[time_dim] - 1  # not in place: a tensor, in a trace
             made = tuple(self._unconstrained("atanh_rhos", name).shape)
             if made != tuple(shape):
                 raise ValueError(

@@ -1,7 +1,6 @@
 """Events whose time is not their last dimension: which one it is, and a chain along it."""
 
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pyro.distributions import ExpandedDistribution, GaussianMRF, MaskedDistribution
@@ -77,10 +76,9 @@ class MovedimDistribution(TorchDistribution):
         *others, last = base_dist.event_shape
         others.insert(len(others) + 1 + dim, last)
         super().__init__(base_dist.batch_shape, Size(others), validate_args=validate_args)
-        self._draw: tuple[Callable, Tensor] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_draw": None}
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_dist}, {self.dim})"
 
     @property
     def support(self) -> constraints.Constraint | None:
@@ -90,14 +88,9 @@ class MovedimDistribution(TorchDistribution):
         return type(self)(self.base_dist.expand(batch_shape), self.dim, validate_args=False)
 
     def rsample(self, sample_shape: Size | list[int] | tuple[int, ...] = Size()) -> Tensor:
-        draw = self.base_dist.rsample(sample_shape)
-        moved = draw.movedim(-1, self.dim)
-        self._draw = weakref.ref(moved), draw  # a chain knows the noise of its own draw, and no other tensor's
-        return moved
+        return self.base_dist.rsample(sample_shape).movedim(-1, self.dim)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._draw is not None and self._draw[0]() is value:
-            return self.base_dist.log_prob(self._draw[1])
         return self.base_dist.log_prob(value.movedim(self.dim, -1))
 
     def entropy(self) -> Tensor:

@@ -139,7 +139,8 @@ def whiten_draw(
     u = autoregression(atanh_rho.detach(), widen(noise.detach()))
     wide = widen(scale)
     u = (wide.detach() * u + widen(_change(value)) - widen(_change(loc))) / wide
-    return noise.detach() + _change(whiten(u, atanh_rho, wide.dtype)).to(noise.dtype)
+    noise = noise.detach().to(torch.promote_types(noise.dtype, loc.dtype))
+    return noise + _change(whiten(u, atanh_rho, wide.dtype)).to(noise.dtype)
 
 
 def _change(x: Tensor) -> Tensor:

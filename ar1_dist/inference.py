@@ -39,6 +39,7 @@ from ar1_dist.validation import refuse_nan
 __all__ = ["Index", "condition", "conjugate_update", "from_times", "from_transitions", "marginal"]
 
 Index = Sequence[int] | Sequence[bool] | Tensor | slice
+_SEQUENCES = (list, tuple)  # as a union, torch 2.9's compiler doesn't know it
 
 
 # --- Chains from other parametrisations ---
@@ -255,7 +256,7 @@ def _update_by_factors(q: AR1Normal, value: Tensor, noise_scale: Tensor) -> tupl
     log_noise = torch.where(is_observed, math.log(2 * math.pi) + log_variance, 0.0).sum(-1)
     log_normalizer = (-0.5 * (squares + log_det + log_noise)).to(dtype)
     refuse_nan("conjugate_update", log_normalizer, value=value, noise_scale=noise_scale, **q.transform.parameters())
-    loc = torch.where(is_exact, widen(value), loc + scale * mean)
+    loc = torch.where(is_sharp, widen(value), loc + scale * mean)
     scale = torch.where(is_exact, widen(noise_scale), scale * variance.sqrt())
     updated = _like(q, loc.to(dtype), scale.to(dtype), correlation.to(dtype), batch_shape)
     return updated, log_normalizer.expand(batch_shape)
@@ -279,12 +280,14 @@ def _update_by_chain(q: AR1Normal, p: AR1Normal) -> tuple[AR1Normal, Tensor]:
     scale, tau = widen(q.transform.scale), widen(p.transform.scale)
     loc = q_loc + scale * mean
     mean_of_p = (scale * mean - (p_loc - q_loc)) / tau
-    # Their numbers once more, from p's standardised coordinates: where p is far the sharper they are lost in q's. The
+    # Where p is far the sharper both are lost in q's standardised coordinates, and their numbers are from p's. The
     # derivatives stay those of the one mean, by which the squares together have none.
     with torch.no_grad():
         number, _, _, _ = _multiply(p, q)
-        sharper = torch.where(tau < scale, p_loc + tau * number, loc)
-    loc, mean_of_p = loc + (sharper - loc).detach(), mean_of_p + (number - mean_of_p).detach()
+        is_sharper = tau < scale * torch.finfo(tau.dtype).eps ** 0.5
+        correction = torch.where(is_sharper, p_loc + tau * number - loc, 0.0)
+        correction_of_p = torch.where(is_sharper, number - mean_of_p, 0.0)
+    loc, mean_of_p = loc + correction.detach(), mean_of_p + correction_of_p.detach()
     squares = _whitened_square(mean, q) + _whitened_square(mean_of_p, p)
     log_normalizer = (-0.5 * (squares + log_det + 2 * sum_shared(scale.log(), d) + d * math.log(2 * math.pi))).to(dtype)
     parameters = {f"other's {name}": value for name, value in p.transform.parameters().items()}
@@ -454,11 +457,11 @@ def _positions(index: Index, d: int, device: torch.device) -> Tensor:
         if kept.step < 0 and len(kept) > 1:
             raise ValueError(f"{wanted}; got {index!r}.")
         return kept.start + kept.step * torch.arange(len(kept), device=device)
-    if isinstance(index, list | tuple) and all(type(each) is bool for each in index) and index:
+    if isinstance(index, _SEQUENCES) and all(type(each) is bool for each in index) and index:
         if len(index) != d:
             raise ValueError(f"{wanted}; got {len(index)} booleans.")
         index = [t for t, is_kept in enumerate(index) if is_kept]
-    if isinstance(index, list | tuple) and all(type(each) is int for each in index):
+    if isinstance(index, _SEQUENCES) and all(type(each) is int for each in index):
         entries = [t + d if t < 0 else t for t in index]
         if any(not 0 <= t < d for t in entries) or any(a >= b for a, b in itertools.pairwise(entries)):
             raise ValueError(f"{wanted}; got {index if len(index) <= 10 else f'{len(index)} integers'}.")
@@ -514,23 +517,30 @@ def _check_gaps(times: Tensor, gap: Tensor) -> None:
     """Checked always, like shapes: of times that are rounded to one another every result would be another one's."""
     if is_transformed() or times.is_meta or gap.numel() == 0:
         return
-    advice = "Unix seconds and the like need integers, torch.float64 or a subtraction of the first time."
+    is_floating_times = times.is_floating_point()
+    advice = "give integers or subtract the first time" + (
+        ", or torch.float64" if is_floating_times and times.dtype != torch.float64 else ""
+    )
     if not torch._is_all_true(gap > 0) and not times.isnan().any():
         kind = "are equal" if torch._is_all_true(gap >= 0) else "decrease"
+        rounded = f"; large ones, such as Unix seconds in float32, are rounded to each other: {advice}"
         raise ValueError(
             f"times must increase along the last dimension; in this tensor of {times.dtype} and shape "
             f"{tuple(times.shape)} some {kind}. Readings of one time are one coordinate with a conjugate_update for "
-            f"each; in float32, large times are rounded to each other: {advice}"
+            f"each{rounded if is_floating_times else ''}."
         )
-    if times.is_floating_point():
-        finite = times.detach().where(times.isfinite(), 0.0)
-        spacing = torch.finfo(times.dtype).eps * finite.abs().max()
-        if spacing > 0.1 * gap.min():
-            warnings.warn(
-                f"The times, of {times.dtype}, are up to {finite.abs().max().item():.6g}, where numbers lie "
-                f"{spacing.item():.2g} apart, but differ by as little as {gap.min().item():.2g}: {advice}",
-                stacklevel=4,
-            )
+    if not is_floating_times:
+        return
+    finite = torch.where(times.detach().isfinite(), times.detach(), 0.0).double()
+    largest, least = finite.abs().max().item(), gap.min().item()
+    spacing = torch.finfo(times.dtype).eps * 2.0 ** (math.frexp(largest)[1] - 1)
+    # Below the numbers that are further than 1 apart, multiples of twice the spacing are most likely not rounded.
+    if spacing > 0.1 * least and (spacing > 1 or (finite % (2 * spacing)).any()):
+        warnings.warn(
+            f"The times, of {times.dtype}, are up to {largest:.6g}, where numbers lie {spacing:.2g} apart, but differ "
+            f"by as little as {least:.2g}: {advice}.",
+            stacklevel=4,
+        )
 
 
 def _is_validated(validate_args: bool | None) -> bool:

@@ -145,9 +145,8 @@ def _plain_backward(
 
 
 def has_values() -> bool:
-    """Whether Python may branch on what tensors hold, as checks of values do: not in a compiler, nor in what torch.func
-    maps or differentiates."""
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    """Whether Python may branch on what tensors hold, as checks of values do: not in a compiler."""
+    return not torch.compiler.is_compiling()
 
 
 def is_transformed() -> bool:
@@ -200,7 +199,7 @@ def _import(name: str) -> ModuleType | KernelError:
     try:
         return importlib.import_module(_MODULES[name])
     except Exception as error:  # whatever a broken compiler raises
-        return KernelError(f"{name} can't be loaded: {error}")
+        return KernelError(f"{name} can't be loaded: {str(error) or type(error).__name__}")
 
 
 def _load(name: str) -> ModuleType | None:

@@ -23,8 +23,8 @@ The last two are registered only where torch and Pyro lack them. That from a poi
 :math:`-\log p(v)`.
 
 Note:
-    :func:`torch.compile` can't trace the first look-up of a pair, so that importing this module looks all of these
-    up once. A later :func:`torch.distributions.register_kl` makes torch forget them; call
+    :func:`torch.compile` can't trace the first look-up of a pair, so that importing :mod:`ar1_dist` looks all of
+    these up once. A later :func:`torch.distributions.register_kl` makes torch forget them; call
     :func:`torch.distributions.kl_divergence` once for the pair, outside the compiled function, to have it back.
 """
 
@@ -53,7 +53,7 @@ from torch.nn.functional import softplus
 
 from ar1_dist.ar1_normal import AR1Normal
 from ar1_dist.functional import atanh_of, log_cosh, sign_of, sum_shared, whiten, widen
-from ar1_dist.kernels import check_size, with_kernels
+from ar1_dist.kernels import check_size, is_transformed, with_kernels
 from ar1_dist.recurrence import linear_recurrence
 from ar1_dist.validation import or_limit
 
@@ -69,9 +69,8 @@ def _register(q_type: type[Distribution], p_type: type[Distribution]) -> Callabl
         @functools.wraps(divergence)
         def checked(q: Distribution, p: Distribution) -> Tensor:
             kl = divergence(q, p)
-            given = {f"{name}'s {key}": x for name, of in (("q", q), ("p", p)) for key, x in _describe(of).items()}
-            is_checked = any(isinstance(chain, AR1Normal) and chain._validate_args for chain in (q, p))
-            return or_limit("The divergence", kl, math.inf, is_checked, **given)
+            is_validated = any(isinstance(chain, AR1Normal) and chain._validate_args for chain in (q, p))
+            return _or_infinity(kl, q, p, is_validated)
 
         register_kl(q_type, p_type)(checked)
         return divergence
@@ -79,8 +78,22 @@ def _register(q_type: type[Distribution], p_type: type[Distribution]) -> Callabl
     return decorate
 
 
+def _or_infinity(kl: Tensor, q: Distribution, p: Distribution, is_validated: bool) -> Tensor:
+    """An error in the place of a NaN that nobody put in, or without validation the limit, as far as it is infinity: not
+    between two distributions both of which are singular."""
+    if is_transformed() or kl.is_meta or not (is_validated or kl.is_cpu) or not kl.isnan().any():
+        return kl
+    given = {f"{name}'s {key}": x for name, of in (("q", q), ("p", p)) for key, x in _describe(of).items()}
+    is_singular = [((fn.stddev == 0).any(-1) | _is_determined(fn)).any() for fn in (q, p)]
+    return or_limit("The divergence", kl, lambda: math.inf, is_validated or all(is_singular), **given)
+
+
 def _describe(fn: Distribution) -> dict[str, Tensor]:
     return fn.transform.parameters() if isinstance(fn, AR1Normal) else {"mean": fn.mean, "scale": fn.stddev}
+
+
+def _is_determined(fn: Distribution) -> Tensor | bool:
+    return fn.transform.atanh_rho.isinf().any(-1) if isinstance(fn, AR1Normal) else False
 
 
 @_register(AR1Normal, AR1Normal)
@@ -254,14 +267,10 @@ for _joint in (MultivariateNormal, LowRankMultivariateNormal):
         register_kl(_joint, Independent)(_kl_normal_independent)
 
 
-def _look_up_every_pair() -> None:
-    """Fill torch's table of dispatches, for torch's classes and for Pyro's."""
+def look_up_every_pair(*others: type[Distribution]) -> None:
+    """Fill torch's table of dispatches, which each registration empties, for torch's classes, Pyro's and others."""
     names = ("Independent", "MultivariateNormal", "LowRankMultivariateNormal", "Normal", "Laplace", "Gumbel")
-    types = [AR1Normal] + [
-        getattr(library, name) for library in (torch.distributions, pyro.distributions) for name in names
-    ]
-    for pair in itertools.product(types, repeat=2):
-        _KL_MEMOIZE[pair] = _dispatch_kl(*pair)
-
-
-_look_up_every_pair()
+    types: list[type] = [AR1Normal, *others]
+    types += [getattr(library, name) for library in (torch.distributions, pyro.distributions) for name in names]
+    for q_type, p_type in itertools.product(types, repeat=2):
+        _KL_MEMOIZE[q_type, p_type] = _dispatch_kl(q_type, p_type)

@@ -19,6 +19,8 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
+from numba.core.caching import NullCache
+from numba.core.dispatcher import Dispatcher
 from numba.extending import intrinsic
 from numpy import float64
 
@@ -34,6 +36,15 @@ def _compile(**options: Any) -> Callable[[Callable], Callable]:
             return numba.njit(nogil=True, error_model="numpy", **options)(function)
 
     return decorate
+
+
+def leave_cache() -> str:
+    """Compile from now on without what numba keeps on disk, whose folder is returned."""
+    kernels: list[Any] = [x for x in globals().values() if isinstance(x, Dispatcher)]
+    folders = [getattr(kernel._cache, "cache_path", "") for kernel in kernels]
+    for kernel in kernels:
+        kernel._cache = NullCache()
+    return folders[0]
 
 
 _compiled = _compile(forceinline=True)
@@ -540,8 +551,13 @@ def log_prob_backward(like, at, rows, counts, d, width, c_width, atanh, is_noise
                 _colour_part(value[n, start:stop], pairs, pair_step, u)
             else:
                 _multiply_deviations(value[n, start:stop], loc[i, start:stop], inverse[step:], step, u[1:])
-            _load_omega(u, pairs, pair_step, omega, size)
-            total_c += _log_prob_by_pair(g, u, omega, pairs, pair_step, atanh, grad_c[r, start - 1 :], size)
+            if is_noise:
+                total_c += _log_prob_of_draw_by_pair(
+                    g, value[n, start:stop], u, omega, pairs, pair_step, atanh, grad_c[r, start - 1 :]
+                )
+            else:
+                _load_omega(u, pairs, pair_step, omega, size)
+                total_c += _log_prob_by_pair(g, u, omega, pairs, pair_step, atanh, grad_c[r, start - 1 :], size)
             _load_slopes(omega, pairs, pair_step, slopes, size)
             total_scale += _log_prob_by_coordinate(
                 g, slopes, u, inverse, step, grad_loc[r, start - 1 :], grad_scale[r, (start - 1) * step :], size
@@ -570,8 +586,14 @@ def _log_prob_backward_of_short(
         if step:
             inverse = 1 / float64(scale[t])
         u = rho * last_u + root * value[t] if is_noise else (float64(value[t]) - loc[t]) * inverse
-        omega = _innovation(u, last_u, rho, gap) * inverse_square
-        by_c = g * (rho + omega * _innovation(last_u, u, rho, gap)) * (1.0 if atanh else inverse_square)
+        if is_noise:
+            w = float64(value[t])
+            omega = w / root
+            by_c = rho * (1 - w * w) + root * w * last_u
+        else:
+            omega = _innovation(u, last_u, rho, gap) * inverse_square
+            by_c = rho + omega * _innovation(last_u, u, rho, gap)
+        by_c *= g * (1.0 if atanh else inverse_square)
         total_c += by_c
         grad_c[(t - 1) * pair_step] = by_c if pair_step else total_c
         slope = last_omega - rho * omega
@@ -636,6 +658,22 @@ def _log_prob_by_pair(g, u, omega, pairs, pair_step, atanh, grad_c, n):
     else:
         for p in range(n):
             total += rho + omega[p + 1] * _innovation(u[p], u[p + 1], rho, gap)
+    return g * total * (1.0 if atanh else pairs[3, 0])
+
+
+@_vectorised
+def _log_prob_of_draw_by_pair(g, noise, u, omega, pairs, pair_step, atanh, grad_c):
+    r"""The same of a draw: :math:`\omega_t = \epsilon_t/\sqrt{1 - \rho_t^2}`, which is loaded too, and the gradient of
+    :math:`\alpha_t` is :math:`\rho_t (1 - \epsilon_t^2) + \sqrt{1 - \rho_t^2}\, \epsilon_t u_{t-1}`."""
+    total = 0.0
+    for p in range(noise.size):
+        q = p * pair_step
+        w, rho, root, inverse_square = float64(noise[p]), pairs[0, q], math.sqrt(pairs[2, q]), pairs[3, q]
+        omega[p + 1] = w / root
+        by_c = rho * (1 - w * w) + root * w * u[p]
+        total += by_c
+        if pair_step:
+            grad_c[p] = g * by_c * (1.0 if atanh else inverse_square)
     return g * total * (1.0 if atanh else pairs[3, 0])
 
 

@@ -1,15 +1,27 @@
 r"""The operations of :mod:`ar1_dist.kernels` that :mod:`ar1_dist.numba_kernels` computes on a CPU."""
 
 import math
+import os
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numba.core.compiler_lock import global_compiler_lock
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 from ar1_dist import numba_kernels
 from ar1_dist.kernels import KernelError, check_widths
+
+# A child that is forked while another thread compiles would find the compiler locked for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
 
 
 def available(device: torch.device) -> bool:
@@ -105,6 +117,7 @@ def log_prob_backward(
 def log_prob_of_draw(
     value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, atanh: bool
 ) -> tuple[Tensor, ...]:
+    check_widths(loc.size(-1), (value,))
     return _log_prob(noise, loc, scale, correlation, atanh, is_noise=True)
 
 
@@ -119,7 +132,8 @@ def log_prob_of_draw_backward(
     *,
     atanh: bool,
 ) -> tuple[Tensor, ...]:
-    return *_log_prob_backward(needed, grad, noise, loc, scale, correlation, atanh, is_noise=True), noise
+    grads = _log_prob_backward(needed, grad, noise, loc, scale, correlation, atanh, is_noise=True)
+    return *grads, torch.zeros_like(noise) if needed[4] else noise
 
 
 def _log_prob(
@@ -253,7 +267,22 @@ class _Rows:
             try:
                 kernel(*arguments)  # in case another process, which compiled it too, was in the way
             except Exception as error:
-                raise KernelError(f"numba can't compile {kernel.__name__}: {error}") from error
+                _run_without_cache(kernel, arguments, error)
+
+
+def _run_without_cache(kernel: Callable[..., None], arguments: tuple[Any, ...], reason: Exception) -> None:
+    folder = numba_kernels.leave_cache()
+    try:
+        kernel(*arguments)
+    except Exception as error:
+        raise KernelError(f"numba can't compile {kernel.__name__}: {str(error) or type(error).__name__}") from error
+    if folder:
+        warnings.warn(
+            f"The cache of compiled kernels in {folder} can't be used ({type(reason).__name__}: {reason}), and each "
+            "process compiles them anew. Delete that folder, or make room on its disk.",
+            RuntimeWarning,
+            stacklevel=6,
+        )
 
 
 def _as_rows(grad: Tensor) -> tuple[Tensor, bool]:

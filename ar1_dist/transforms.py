@@ -13,8 +13,12 @@ from torch.distributions.transforms import Transform
 
 from ar1_dist.functional import colour, is_floating, log_det, whiten, whiten_draw, widen
 from ar1_dist.hyperparameters import advice
+from ar1_dist.kernels import is_transformed
 
 __all__ = ["AR1Transform"]
+
+
+_REMEMBERED = 32  # draws, of a distribution that is drawn from again and again
 
 
 class AR1Transform(Transform):
@@ -94,7 +98,7 @@ class AR1Transform(Transform):
         )
         # A 0-d leaf is kept as it is, so that it can be copied; a view of it can't.
         self.loc, self._scale, self._correlation = _as_tensors(parameters)
-        self._draw: tuple[weakref.ref[Tensor], list[Tensor], list[int] | None] | None = None
+        self._draws: list[tuple[weakref.ref[Tensor], list[Tensor]]] = []
 
     @property
     def scale(self) -> Tensor:
@@ -145,35 +149,31 @@ class AR1Transform(Transform):
     def _call(self, x: Tensor) -> Tensor:
         self.check_event_shape(x)
         y = colour(*self.arguments, x, atanh=self.atanh)
-        noise = [x.detach()]  # which goes when y does
-        self._draw = weakref.ref(y, lambda _: noise.clear()), noise, self._versions(y, x)
+        noise = [x.detach().to(y.dtype)]  # which goes when y does
+        living = [draw for draw in self._draws if draw[1]][1 - _REMEMBERED :]
+        self._draws = [*living, (weakref.ref(y, lambda _: noise.clear()), noise)]
         return y
 
     def recall(self, y: Tensor) -> Tensor | None:
-        """The noise of which this map last made y, as numbers without a graph; None of any other tensor, also of one
-        that is equal, and if y, the noise or a parameter has been changed in place since."""
-        if self._draw is None:
-            return None
-        draw, noise, versions = self._draw
-        if draw() is not y or not noise or self._versions(y, noise[0]) != versions:
-            return None
-        if versions is not None:
-            return noise[0]
-        with torch.no_grad():
-            is_made = (colour(*self.arguments, noise[0], atanh=self.atanh) == y).all(-1, keepdim=True)
-            return torch.where(is_made, noise[0], self._whiten(y.detach()))
-
-    def _versions(self, y: Tensor, x: Tensor) -> list[int] | None:
-        """How often each has been changed; None where nobody counts, of inference tensors and in a compiler."""
-        if torch.compiler.is_compiling():
-            return None
-        try:
-            return [tensor._version for tensor in (y, x, self.loc, self._scale, self._correlation)]
-        except RuntimeError:
-            return None
+        """The noise of which this map made y, as numbers without a graph; None of any other tensor, and if y or a
+        parameter has been changed since, or many were made later. A view of all of y is y."""
+        for draw, kept in reversed(self._draws):
+            of = draw()
+            if of is None or not kept or not _is_same(of, y):
+                continue
+            with torch.no_grad():
+                # Nobody counts all changes in place, so that the map is made again and compared.
+                again, noise = colour(*self.arguments, kept[0], atanh=self.atanh), kept[0]
+                if again.dtype != y.dtype:
+                    return None
+                if y.is_cpu and not is_transformed():
+                    return noise if torch.equal(again, y) else None
+                is_made = (again == y.detach()).all(-1, keepdim=True)
+                return torch.where(is_made, noise, self._whiten(y.detach()))
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_draw": None}
+        return super().__getstate__() | {"_draws": []}
 
     def _inverse(self, y: Tensor) -> Tensor:
         self.check_event_shape(y)
@@ -207,6 +207,15 @@ class AR1Transform(Transform):
             raise ValueError(
                 f"The value's last dimension must be {self.event_shape[0]}, loc's; got shape {tuple(value.shape)}."
             )
+
+
+def _is_same(x: Tensor, y: Tensor) -> bool:
+    """Whether the two are one tensor, or the same view of the same memory."""
+    if x is y:
+        return True
+    if is_transformed() or y.is_meta or x.shape != y.shape or x.dtype != y.dtype or x.device != y.device:
+        return False
+    return x.stride() == y.stride() and x.data_ptr() == y.data_ptr() and x.numel() > 0
 
 
 def check_type(value: Tensor) -> None:

@@ -69,4 +69,4 @@ def _run(function, *tensors: Tensor, **options):
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of Triton's compiler or of the driver
-        raise KernelError(f"Triton can't run {function.__name__}: {error}") from error
+        raise KernelError(f"Triton can't run {function.__name__}: {str(error) or type(error).__name__}") from error

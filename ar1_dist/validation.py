@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -42,28 +42,33 @@ def refuse_nan(what: str, *results: Tensor, **given: Tensor) -> None:
     raise ValueError(f"{what} is not defined here: {edges or f'numbers leave the range of {dtype}'}.")
 
 
-def or_limit(what: str, result: Tensor, limit: float, validate_args: bool, **given: Tensor) -> Tensor:
-    """The result of a density or a divergence, where it is NaN though nothing that was given is: an error as of
-    :func:`refuse_nan`, or without validation the limit, as a sampler needs it that tries extreme parameters.
+def or_limit(
+    what: str, result: Tensor, limit: Callable[[], Tensor | float], validate_args: bool, **given: Tensor
+) -> Tensor:
+    """The result of a density, where it is NaN though nothing that was given is: an error as of :func:`refuse_nan`, or
+    without validation the limit, as a sampler needs it that tries extreme parameters.
 
     Example:
 
-        >>> or_limit("log_prob", torch.tensor(math.nan), -math.inf, False, value=torch.tensor([math.inf]))
+        >>> or_limit("log_prob", torch.tensor(math.nan), lambda: -math.inf, False, value=torch.tensor([math.inf]))
         tensor(-inf)
 
     Args:
         what (str): what the result is.
         result (Tensor): of the batch shape.
-        limit (float): what takes the place of NaN.
+        limit (Callable): what takes the place of NaN, if it is needed.
         validate_args (bool): whether to raise.
         given (Tensor): of what, by name, of shapes ``(..., d)`` whose leading dimensions broadcast to the result's.
+
+    Note:
+        Without validation it looks on a CPU only: elsewhere a look costs a synchronisation.
     """
-    if not _has_nan(result):
+    if not (validate_args or result.is_cpu) or not _has_nan(result):
         return result
     if validate_args:
         refuse_nan(what, result, **given)
     from_nan = functools.reduce(torch.logical_or, [x.isnan().any(-1) for x in given.values()])
-    return torch.where(result.isnan() & ~from_nan, limit, result)
+    return torch.where(result.isnan() & ~from_nan, limit(), result)
 
 
 def _has_nan(x: Tensor) -> bool:
@@ -73,9 +78,8 @@ def _has_nan(x: Tensor) -> bool:
 def _edges(name: str, value: Tensor) -> Iterator[str]:
     """What is at an edge, and at the first of which places."""
     is_scale = name.endswith("scale")
-    exact = "known exactly, and without a density; marginal() and condition() give the rest"
     for condition, edge in (
-        (value == 0 if is_scale else None, f"is 0 at place {{}} ({exact})"),
+        (value == 0 if is_scale else None, "is 0 at place {}"),
         (value < 0 if is_scale else None, "is negative at place {}"),
         (
             value.abs() == 1 if name.endswith("rho") and not name.endswith("atanh_rho") else None,

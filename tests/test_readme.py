@@ -1,6 +1,8 @@
 """The code of the README and of the pages runs, in order, and does what they say."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pyro
@@ -51,6 +53,31 @@ def test_readme_has_the_commands_of_the_makefile():
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     commands = re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert {"demo", "test", "docs"} <= set(commands) <= set(targets)
+
+
+FAKE_PYTHON = """#!/bin/sh
+mkdir -p .venv/bin
+for name in python vae-models; do printf '#!/bin/sh\necho %s "$@"\n' $name > .venv/bin/$name; done
+chmod +x .venv/bin/*
+"""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_demo_says_what_it_takes_shows_its_progress_and_names_the_report(tmp_path):
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "fake").write_text(FAKE_PYTHON)
+    (tmp_path / "fake").chmod(0o755)
+    command = ["make", "--no-print-directory", "demo", "PYTHON=./fake"]
+    lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    (pip,) = [i for i, line in enumerate(lines) if line.startswith("python -m pip install")]
+    assert "--quiet" not in lines[pip]
+    said, readme = " ".join(lines[:pip]), " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for fact in (r"\d GB to download", r"\d GB on the disk", r"PIP_EXTRA_INDEX_URL=\S+ make demo"):
+        assert re.search(fact, said)[0] in readme
+    assert lines[-2:] == ["vae-models compare --overwrite", "Open it in a browser: runs/compare/report.html"]
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert again == lines[-3:]
 
 
 def table(page: Path, heading: str) -> dict[str, list[str]]:

@@ -1,16 +1,23 @@
 """The command ``vae-models``. Whatever is slow to import is imported by the command that needs it."""
 
+import io
+import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from vae_models.files import first_line, reason
 
 if TYPE_CHECKING:
     from vae_models.config import Config
@@ -19,7 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 # click's UsageError, which Typer gives no public name of its own; BadParameter derives from it.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -30,6 +42,10 @@ _RULED = box.Box(str(box.SIMPLE_HEAD).replace("─", "-"), ascii=True)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0; 1 if training failed; 2 on bad input; 130 on Ctrl-C."""
+    os.environ["MPLBACKEND"] = "agg"  # figures become files; what a notebook exports may not even import here
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that a terminal can't show end no command
     try:
         code, message = app(arguments, prog_name="vae-models", standalone_mode=False) or 0, ""
     except _UsageError as error:
@@ -49,7 +65,8 @@ class _Failure(Exception):
     """What ends the command with one line and an exit code."""
 
     def __init__(self, message: object, code: int = 2) -> None:
-        super().__init__(" ".join(str(message).split()))
+        said = reason(message) if isinstance(message, BaseException) else " ".join(str(message).split())
+        super().__init__(said)
         self.code = code
 
 
@@ -66,12 +83,27 @@ def _one_line_errors() -> Iterator[None]:
         ) from error
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    said = set()
+
+    def say(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in said:  # every run of a comparison reads the same images
+            print(f"vae-models: {' '.join(str(message).split())}", file=sys.stderr)
+        said.add(str(message))
+
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = say
+            yield
     except FloatingPointError as error:
         raise _Failure(error, code=1) from error
     except (ValueError, MisconfigurationException) as error:  # FileError and DataError among them
         raise _Failure(error) from error
+    except OSError as error:
+        raise _Failure(f"{error.filename or 'the system says'}: {reason(error)}") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise _Failure(f"there is not enough memory: {first_line(error)}") from error
 
 
 def _print_version(wanted: bool) -> None:
@@ -208,13 +240,13 @@ def train(
     stopped or killed goes on with --resume, which needs no other option but --out.
     """
     with _one_line_errors():
-        config = _resumed(context, out) if resume else None
-        config = config or _config(context, posterior)
+        _check_how(context)
+        config = (_resumed(context, out) if resume else None) or _config(context, posterior)
         with _progress() as progress:
             metrics = _run(config, out, progress, context.params)
     if metrics is None:
         return
-    Console().print(_metrics_table(_described(config), metrics))
+    _print_table(_metrics_table(_described(config), metrics))
     print(f"Wrote metrics.json, pictures, report.html and the model to {out}")
 
 
@@ -264,36 +296,56 @@ def compare(
     Prints a table and writes metrics.json, pictures and report.html, beside a folder for every posterior's run.
     """
     with _one_line_errors():
-        from vae_models import results, runs
+        from lightning.pytorch.callbacks import LambdaCallback
 
-        configs = {name: _config(context, name) for name in dict.fromkeys(posterior)}
+        from vae_models import results, runs
+        from vae_models.comparisons import is_comparison, write_comparison
+        from vae_models.locks import locked
+
+        _check_how(context)
         if out.exists() and not out.is_dir():
             raise _Failure(f"{out} is not a folder")
-        if out.exists() and not (resume or overwrite) and any(out.iterdir()):
+        configs = _resumed_comparison(context, out) if resume else None
+        configs = configs or {name: _config(context, name) for name in dict.fromkeys(posterior)}
+        if runs.is_run(out) and not is_comparison(out):
+            raise _Failure(f"{out} holds a run, not a comparison: name another --out")
+        if out.exists() and not (resume or overwrite) and any(path.name != ".lock" for path in out.iterdir()):
             raise _Failure(f"{out} is not empty: --resume or --overwrite it, or name another --out")
+        for name in configs:
+            if (out / name).is_symlink():
+                raise _Failure(f"{out / name} is a link, to which nothing is written")
+        begin = LambdaCallback(
+            on_train_start=lambda it, _: write_comparison(out, configs) if it.is_global_zero else None
+        )
         finished: dict[str, Run] = {}
-        with _progress() as progress:
+        with _progress() as progress, locked(out) if runs.is_main_process() else nullcontext():
             for name, config in configs.items():
-                if _run(config, out / name, progress, context.params) is None:
+                if _run(config, out / name, progress, context.params, begin) is None:
                     return
                 finished[name] = runs.train(config, out / name, resume=True)
-        config = next(iter(configs.values()))
-        images = runs.load_images(config)
-        compared = results.compare(out, finished, config, images)
-    Console().print(_comparison_table(_described(config), config, len(images.test), compared))
+            config = next(iter(configs.values()))
+            images = runs.load_images(config, *(run.folder for run in finished.values()))
+            compared = results.compare(out, finished, config, images)
+    _print_table(_comparison_table(_described(config), config, len(images.test), compared))
     print(f"Wrote metrics.json, pictures and report.html to {out}")
 
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    split: Annotated[str, typer.Option(help="Images to evaluate on: train, validation or test.")] = "test",
+    split: Annotated[str, typer.Option(help="The run's images to evaluate on: train, validation or test.")] = "test",
+    images: Annotated[
+        Path | None, typer.Option(help="Evaluate on all images in this folder instead, which are read like the run's.")
+    ] = None,
     importance_samples: ImportanceSamples = 100,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the noise.")] = 0,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set.", show_default="the run's")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the run's data set lies now.", show_default="where it was")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write the metrics to, as JSON.")] = None,
 ) -> None:
-    """Evaluate the model of a run. The run is not changed."""
+    """Evaluate the model of a run, on its own test images if nothing else is said. The run is not changed."""
     with _one_line_errors():
         import dataclasses
 
@@ -301,20 +353,35 @@ def evaluate(
 
         from vae_models import evaluation
         from vae_models.files import write_json
-        from vae_models.runs import load_images, read_config
+        from vae_models.runs import load_images, load_other_images, output, read_config
         from vae_models.vae import VAE
 
+        clash = _given(context) & {"split", "data_root"}
+        if images is not None and clash:
+            option = min(clash).replace("_", "-")
+            raise _Failure(f"--{option} is about the run's own images, and --images names others: give one of the two")
         if split not in ("train", "validation", "test"):
             raise _Failure(f"unknown split {split!r}; choose from train, validation, test")
         config, vae = read_config(folder), VAE.from_pretrained(folder)
         if data_root is not None:
             config = dataclasses.replace(config, data_root=str(data_root))
-        images = getattr(load_images(config), split)
-        torch.manual_seed(seed)
-        metrics = evaluation.evaluate(vae, images, num_samples=importance_samples)
         if out is not None:
-            write_json(out, metrics)
-    Console().print(_metrics_table(f"{_described(config)}, {split} images", metrics))
+            output(out, folder, config, ".json")
+        if images is None:
+            of: dict[str, Any] = {"split": split}
+            values = getattr(load_images(config, folder), split)
+        else:
+            values, seen = load_other_images(config, vae, folder, images)
+            of = {"images": str(images), "seen_in_training": seen}
+        torch.manual_seed(seed)
+        metrics = evaluation.evaluate(vae, values, num_samples=importance_samples)
+        if out is not None:
+            write_json(out, {**metrics, **of})
+    which = f"{split} images" if images is None else "other images"
+    _print_table(_metrics_table(f"{_described(config)}, {which}", metrics))
+    if images is not None:
+        known = f", of which the run saw {seen:,} in its training" if seen else ""
+        print(f"Evaluated on all {len(values):,} images in {_printable(images)}{known}")
 
 
 @app.command()
@@ -330,10 +397,11 @@ def sample(
 
         from vae_models import figures
         from vae_models.files import write_whole
-        from vae_models.runs import read_config
+        from vae_models.runs import output, read_config
         from vae_models.vae import VAE
 
         config, vae = read_config(folder), VAE.from_pretrained(folder)
+        output(out, folder, config, ".png")
         torch.manual_seed(seed)
         figure = figures.samples({config.posterior: vae.sample(num)}, title=f"Samples from the prior: {config.dataset}")
         write_whole(out, figures.png(figure))
@@ -402,9 +470,9 @@ def reproduce(
 
 def _study(wanted: "Sequence[StudyRun]", out: Path, data_root: Path, accelerator: str) -> list[str]:
     """Do what is left to do, and return the names of what failed."""
+    from vae_models.progress import ProgressLine
     from vae_models.study import records
     from vae_models.study.running import execute
-    from vae_models.training import ProgressLine
 
     failed = []
     with _progress() as progress:
@@ -498,30 +566,78 @@ def _config(context: typer.Context, posterior: str) -> "Config":
     return dataclasses.replace(config, objective=dataclasses.replace(config.objective, **weights))
 
 
-def _resumed(context: typer.Context, folder: Path) -> "Config | None":
-    """The settings of the run in the folder, if there is one and no option says anything of settings."""
-    from vae_models.config import PRESETS
-    from vae_models.runs import read_config
+def _check_how(context: typer.Context) -> None:
+    if context.params["resume"] and context.params["overwrite"]:
+        raise _Failure("--resume, --overwrite: what is there is either resumed or overwritten")
 
-    if _given(context) - {"out", "resume", *_HARDWARE} or not (folder / "config.json").exists():
+
+def _resumed(context: typer.Context, folder: Path) -> "Config | None":
+    """The settings of the run in the folder, if no option but --epochs says anything of them."""
+    import dataclasses
+
+    from vae_models.config import PRESETS
+    from vae_models.runs import is_run, read_config
+
+    given = _given(context)
+    if not is_run(folder):
+        raise _Failure(f"{folder} holds no run to resume: leave out --resume to start one")
+    if given - {"out", "resume", "epochs", "data_root", *_HARDWARE} or not (folder / "config.json").exists():
         return None  # runs.train sees that the options agree with the run
     config = read_config(folder)
+    if "epochs" in given:
+        config = dataclasses.replace(config, epochs=context.params["epochs"])
+    if "data_root" in given:
+        config = dataclasses.replace(config, data_root=str(context.params["data_root"]))
     if config.preset not in PRESETS:
         raise _Failure(f"{folder} holds a run of the study ({config.preset}): vae-models reproduce goes on with it")
     return config
 
 
-def _run(config: "Config", folder: Path, progress: Progress, options: Mapping[str, Any]) -> dict[str, Any] | None:
+def _resumed_comparison(context: typer.Context, folder: Path) -> "dict[str, Config] | None":
+    """The settings of the comparison in the folder, by posterior, if no option but --epochs says anything of them."""
+    import dataclasses
+
+    from vae_models.comparisons import is_comparison, read_comparison
+    from vae_models.config import PRESETS
+    from vae_models.posteriors import POSTERIORS
+    from vae_models.runs import is_run
+
+    if not is_comparison(folder) and not any(is_run(folder / name) for name in POSTERIORS):
+        raise _Failure(f"{folder} holds no comparison to resume: leave out --resume to start one")
+    if _given(context) - {"out", "resume", "epochs", *_HARDWARE}:
+        return None
+    configs = read_comparison(folder)
+    for config in configs.values():
+        if config.preset not in PRESETS:
+            raise _Failure(f"{folder / 'config.json'} has preset = {config.preset!r}, which is none")
+    if context.params["epochs"] is not None:
+        configs = {name: dataclasses.replace(each, epochs=context.params["epochs"]) for name, each in configs.items()}
+    return configs
+
+
+def _run(
+    config: "Config", folder: Path, progress: Progress, options: Mapping[str, Any], *callbacks: Any
+) -> dict[str, Any] | None:
     """Train and finish a run. None in all processes but the first one."""
+    from vae_models import runs
+    from vae_models.locks import locked
+
+    with locked(folder) if runs.is_main_process() else nullcontext():
+        return _train_and_finish(config, folder, progress, options, callbacks)
+
+
+def _train_and_finish(
+    config: "Config", folder: Path, progress: Progress, options: Mapping[str, Any], callbacks: Sequence[Any]
+) -> dict[str, Any] | None:
     from vae_models import results, runs
-    from vae_models.training import ProgressLine
+    from vae_models.progress import ProgressLine
 
     task = progress.add_task(config.posterior, start=False, epoch="", loss="")
     hardware = {name: options[name] for name in _HARDWARE}
     line = ProgressLine(progress, task)
     resume, overwrite = options["resume"], options["overwrite"]
     try:
-        run = runs.train(config, folder, resume=resume, overwrite=overwrite, callbacks=[line], **hardware)
+        run = runs.train(config, folder, resume=resume, overwrite=overwrite, callbacks=[line, *callbacks], **hardware)
     except FloatingPointError as error:
         raise FloatingPointError(f"training with posterior {config.posterior!r} failed: {error}") from error
     if not runs.is_main_process():
@@ -551,6 +667,11 @@ def _progress() -> Iterator[Progress]:
             progress.stop()
 
 
+def _printable(path: Path) -> str:
+    """A path without the bytes that are no UTF-8, which can't be printed."""
+    return str(path).encode(errors="backslashreplace").decode()
+
+
 def _described(config: "Config") -> str:
     return f"{config.dataset}, {config.preset} preset, {config.latent_dim} latents, at most {config.epochs} epochs"
 
@@ -570,12 +691,20 @@ _HEADINGS = {
 }
 
 
+def _print_table(table: Table) -> None:
+    """Print a table in lines as long as its numbers need, if the terminal's are shorter: none is cut."""
+    console = Console()
+    unlimited = console.options.update(max_width=10_000)
+    console.width = max(console.width, Measurement.get(console, unlimited, table).minimum)
+    console.print(table)
+
+
 def _metrics_table(title: str, metrics: Mapping[str, Any]) -> Table:
     """The final metrics of one VAE, a row each."""
-    table = Table(title=title, box=_RULED, show_edge=False)
-    table.add_column("figure")
-    table.add_column("mean", justify="right")
-    table.add_column("standard error", justify="right")
+    table = Table(title=Text(title), box=_RULED, show_edge=False)
+    table.add_column("figure", overflow="fold")
+    table.add_column("mean", justify="right", no_wrap=True)
+    table.add_column("standard\nerror", justify="right", no_wrap=True)
     for name, heading in _HEADINGS.items():
         value, error = metrics[name], metrics.get(f"{name}_se")
         if value is not None:
@@ -585,15 +714,15 @@ def _metrics_table(title: str, metrics: Mapping[str, Any]) -> Table:
 
 
 def _comparison_table(title: str, config: "Config", num_images: int, results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row per posterior, within 80 columns: standard errors stand below the means."""
+    """A row per posterior, within 60 columns if no number is long: standard errors stand below the means."""
     table = Table(
-        title=title,
+        title=Text(title),
         caption=f"Nats per image; in brackets, standard errors over the {num_images:,} test images. "
         f"NLL: importance-weighted bound with {config.importance_samples:,} samples.",
         box=_RULED,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     table.add_column("posterior", no_wrap=True)
     for header in ("head\nparams", "negative\nELBO", "recon-\nstruction", "KL", "NLL", "mean\n|rho|", "s per\nepoch"):

@@ -2,11 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from vae_models.objectives import Objective
 
 __all__ = ["PRESETS", "Config"]
+
+
+_COUNTS = ("epochs", "batch_size", "latent_dim", "importance_samples")
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,16 @@ class Config:
         """The settings that :meth:`to_json` gave.
 
         Raises:
-            ValueError: if a setting is unknown or missing.
+            ValueError: if a setting is unknown, missing or of another type.
         """
-        names = {each.name for each in dataclasses.fields(cls)}
-        if set(value) != names:
-            raise ValueError(f"settings {', '.join(sorted(set(value) ^ names))} are missing or unknown")
-        return cls(**{**value, "objective": Objective(**value["objective"])})
+        kinds = {each.name: each.type for each in dataclasses.fields(cls)}
+        if set(value) != set(kinds):
+            raise ValueError(f"settings {', '.join(sorted(set(value) ^ set(kinds)))} are missing or unknown")
+        value = {**value, "objective": Objective(**value["objective"])}
+        for name, kind in kinds.items():
+            if not _is_a(value[name], kind) or (name in _COUNTS and value[name] < 1):
+                raise ValueError(f"{name} = {value[name]!r} is no value of that setting")
+        return cls(**value)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as a value that JSON can hold."""
@@ -98,6 +106,12 @@ class Config:
         """The keyword arguments of :meth:`vae_models.vae.VAE.build`."""
         names = ("latent_dim", "network", "network_options", "posterior", "posterior_options", "likelihood")
         return {name: getattr(self, name) for name in (*names, "likelihood_options", "objective")}
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type of a field of :class:`Config`; a whole number stands for a float too."""
+    kinds = [get_origin(each) or each for each in (get_args(kind) if isinstance(kind, UnionType) else (kind,))]
+    return type(value) in kinds or (float in kinds and type(value) is int)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

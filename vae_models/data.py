@@ -8,6 +8,7 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vae_models.files import FileError
+from vae_models import data_record
+from vae_models.data_record import SETS, Record
+from vae_models.files import DataError, DataWarning, first_line, reason
+from vae_models.image_files import ImageFile, find_images, list_images, read_image
 
-__all__ = ["BINARIZATIONS", "DATASETS", "DataError", "Images", "load"]
+__all__ = [
+    "BINARIZATIONS",
+    "DATASETS",
+    "DataError",
+    "DataWarning",
+    "Images",
+    "load",
+    "load_folder",
+    "load_with_record",
+]
 
 BINARIZATIONS = ("none", "static", "dynamic")
 """What :func:`load` may make of grey values."""
@@ -26,12 +39,12 @@ BINARIZATIONS = ("none", "static", "dynamic")
 # Images that are resized or binarised at once, which bounds the memory that this takes beside the images.
 _CHUNK = 1000
 
+# Of fewer images the split would leave less than two to test on, over which there is no standard error.
+_LEAST = 6
+_LEAST_SAID = f"{_LEAST} are needed: 3 to train on, 1 for validation and 2 for the final metrics"
+
 # Numbers of training and of test images in MNIST and in Fashion-MNIST.
 _COUNTS = (60_000, 10_000)
-
-
-class DataError(FileError):
-    """A data set that is unknown, missing, damaged or too large, or a library needed to read it that won't import."""
 
 
 class Images(NamedTuple):
@@ -43,6 +56,10 @@ class Images(NamedTuple):
     """Those to choose by."""
     test: Tensor
     """Those of the final figures, by which nothing is chosen."""
+
+    def __repr__(self) -> str:
+        sets = ", ".join(f"{name}: {tuple(images.shape)}" for name, images in self._asdict().items())
+        return f"Images({sets})"
 
 
 def load(
@@ -59,8 +76,9 @@ def load(
     - ``digits``: scikit-learn's 1797 handwritten digits of 8×8 pixels and 17 grey values. Needs no files.
     - ``mnist``: 70,000 handwritten digits of 28×28 pixels (LeCun et al., 1998).
     - ``fashion-mnist``: 70,000 articles of clothing of 28×28 pixels (Xiao et al., arXiv:1708.07747).
-    - ``folder``: the images in ``data_root`` and in the folders below it, by class or not, of the file types of
-      :class:`torchvision.datasets.ImageFolder`.
+    - ``folder``: the images in ``data_root`` and in the folders below it, by class or not, that
+      :func:`vae_models.image_files.list_images` finds, 6 or more, as :func:`vae_models.image_files.read_image` reads
+      them. Equal files count as one image.
 
     MNIST and Fashion-MNIST come with their own 10,000 test images; a sixth of the others, 10,000, is for validation. Of
     digits and of a folder's images a fifth is for testing and a tenth for validation.
@@ -88,92 +106,144 @@ def load(
             validation and test images for ``"static"`` and ``"dynamic"``.
 
     Raises:
-        DataError: if the data set is unknown, is neither there nor can be downloaded, is damaged, or takes more memory
-            than there is, which is estimated before a folder is read. The message names the file or folder.
+        DataError: if the data set is unknown, is neither there nor can be downloaded, is damaged, has too few images to
+            be split, or takes more memory than there is, which is estimated before a folder is read. The message names
+            the file or folder.
 
     Note:
         Everything is held in memory, with four bytes per value: 220 MB for MNIST, 48 kB for a coloured image of 64×64.
     """
+    return load_with_record(name, data_root, image_size=image_size, color=color, binarize=binarize, seed=seed)[0]
+
+
+def load_with_record(
+    name: str,
+    data_root: Path | str = Path("data"),
+    *,
+    image_size: int | None = None,
+    color: bool = False,
+    binarize: str = "none",
+    seed: int = 0,
+    download: bool = True,
+) -> tuple[Images, Record]:
+    """What :func:`load` gives, and the record of it: see :mod:`vae_models.data_record`. It is one of the images before
+    they are resized and binarised. Without ``download`` nothing is written, as where ``data_root`` is what a file says.
+
+    Example:
+
+        >>> _, record = load_with_record("digits")
+        >>> record["tensors"]["test"]["shape"]
+        [360, 1, 8, 8]
+    """
     if name not in DATASETS:
         raise DataError(f"unknown data set {name!r}; choose from {', '.join(DATASETS)}")
-    if binarize not in BINARIZATIONS:
-        raise DataError(f"unknown binarisation {binarize!r}; choose from {', '.join(BINARIZATIONS)}")
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image size must be at least 1, got {image_size}")
+    _check(image_size, binarize)
     generator = torch.Generator().manual_seed(seed)
-    images = DATASETS[name](Path(data_root), image_size, color, generator)
+    if not download and name in _MNIST_LIKE and not _is_whole(raw := Path(data_root, _MNIST_LIKE[name], "raw")):
+        raise DataError(f"{_MNIST_LIKE[name]} is not whole in {raw.parent}: say by --data-root where it is")
+    images, record = DATASETS[name](Path(data_root), image_size, color, generator)
     if binarize != "none":
         _draw(images.test, generator)
         _draw(images.validation, generator)
     if binarize == "static":
         _draw(images.train, generator)  # last, so that the others are the same for dynamic
-    return images
+    return images, record
 
 
-def _digits(data_root: Path, image_size: int | None, color: bool, generator: torch.Generator) -> Images:
+def load_folder(
+    folder: Path | str, *, image_size: int | None = None, color: bool = False, binarize: str = "none", seed: int = 0
+) -> tuple[Tensor, list[ImageFile]]:
+    """All the images in a folder, not split, to evaluate on, and their files, in the order of their names.
+
+    Args:
+        folder (Path): which.
+        image_size, color, binarize, seed: as in :func:`load`; ``"dynamic"`` images are drawn once, like test images.
+
+    Returns:
+        tuple: float32 of shape ``(N, C, H, W)``, and a list of :class:`vae_models.image_files.ImageFile`.
+
+    Raises:
+        DataError: as by :func:`load`, or if there are fewer than two.
+    """
+    _check(image_size, binarize)
+    why = "2 are needed, for the standard errors over images"
+    images, files = _read_folder(Path(folder), image_size, color, 2, why, None)
+    if binarize != "none":
+        _draw(images, torch.Generator().manual_seed(seed))
+    return images, files
+
+
+def _check(image_size: int | None, binarize: str) -> None:
+    if binarize not in BINARIZATIONS:
+        raise DataError(f"unknown binarisation {binarize!r}; choose from {', '.join(BINARIZATIONS)}")
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image size must be at least 1, got {image_size}")
+
+
+def _digits(data_root: Path, image_size: int | None, color: bool, generator: torch.Generator) -> tuple[Images, Record]:
     from sklearn.datasets import load_digits
 
     images = torch.tensor(load_digits().images / 16, dtype=torch.float32).unsqueeze(1)
-    order = torch.randperm(len(images), generator=generator)
-    return Images(*_resized("digits", images[order], image_size).split(_split(len(images))))
+    images, parts = images[torch.randperm(len(images), generator=generator)], _split(len(images))
+    record = data_record.of_tensors(images.split(parts))
+    return Images(*_resized("digits", images, image_size).split(parts)), record
 
 
-def _folder(data_root: Path, image_size: int | None, color: bool, generator: torch.Generator) -> Images:
-    is_image_file = _import_torchvision_datasets().folder.is_image_file
-    if not data_root.is_dir():
-        raise DataError(f"the data root {data_root} {'is not a folder' if data_root.exists() else 'does not exist'}")
-    files = sorted(
-        Path(folder, name)
-        for folder, _, names in os.walk(data_root, followlinks=True)
-        for name in names
-        if is_image_file(name) and not name.startswith(".")
-    )
-    if len(files) < 3:
-        raise DataError(f"the folder {data_root} holds {len(files)} images; 3 or more can be split")
-    files = [files[i] for i in torch.randperm(len(files), generator=generator)]
-    first = _read_image(files[0], color)
-    shape = first.shape if image_size is None else (len(first), image_size, image_size)
-    _require_memory(f"the {len(files):,} images in {data_root}", len(files), shape)
+def _folder(data_root: Path, image_size: int | None, color: bool, generator: torch.Generator) -> tuple[Images, Record]:
+    images, files = _read_folder(data_root, image_size, color, _LEAST, _LEAST_SAID, generator)
+    parts = _split(len(files))
+    names = {name: files[sum(parts[:i]) :][:size] for i, (name, size) in enumerate(zip(SETS, parts, strict=True))}
+    return Images(*images.split(parts)), data_record.of_files(names)
+
+
+def _read_folder(
+    root: Path, image_size: int | None, color: bool, least: int, why: str, generator: torch.Generator | None
+) -> tuple[Tensor, list[ImageFile]]:
+    """The images of a folder, float32, and their files: in the order of their names, or in a random one."""
+
+    def require(number: int) -> None:
+        if number < least:
+            raise DataError(f"the folder {root} holds {number} image{'s' * (number != 1)}; {why}")
+
+    paths = list_images(root)
+    require(len(paths))
+    shape: Sequence[int] = read_image(paths[0], color).shape
+    shape = shape if image_size is None else (shape[0], image_size, image_size)
+    _require_memory(f"the {len(paths):,} images in {root}", len(paths), shape)  # before all of them are read
+    files = find_images(root, paths)
+    require(len(files))
+    if generator is not None:
+        files = [files[i] for i in torch.randperm(len(files), generator=generator)]
+    shape = shape if image_size is not None else read_image(files[0].path, color).shape
     images = torch.empty(len(files), *shape)
     for file, place in zip(files, images, strict=True):
-        image = _read_image(file, color)
+        image = read_image(file.path, color)
         if image_size is None and image.shape != shape:
             raise DataError(
-                f"{file} is of size {_size(image.shape)} and {files[0]} of {_size(shape)}; give an image size"
+                f"{file.path} is of size {_size(image.shape)} and {files[0].path} of {_size(shape)}; give an image size"
             )
         _fill(place.unsqueeze(0), image.unsqueeze(0))
-    return Images(*images.split(_split(len(files))))
+    return images, files
 
 
-def _read_image(file: Path, color: bool) -> Tensor:
-    """The bytes of an image, of shape ``(C, H, W)``."""
-    from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
-
-    try:
-        with Image.open(file) as image:
-            mode = image.mode
-            values = pil_to_tensor(image.convert("RGB" if color else "L"))
-    except Exception as error:  # a damaged file raises whatever the reader of its format stumbles over
-        raise DataError(f"cannot read the image {file}: {_first_line(error)}") from error
-    if mode.startswith(("I", "F")):
-        raise DataError(f"the image {file} has more than 8 bits per value, which would be cut off; convert it")
-    return values
+def _is_whole(raw: Path) -> bool:
+    return all(_idx_file(raw, name).exists() for name in _IDX_NAMES)
 
 
 def _mnist_like(
     class_name: str, data_root: Path, image_size: int | None, color: bool, generator: torch.Generator
-) -> Images:
+) -> tuple[Images, Record]:
     """A data set of torchvision's that has the shape and the format of MNIST."""
     raw = data_root / class_name / "raw"
-    names = [f"{part}-images-idx3-ubyte" for part in ("train", "t10k")]
-    if not all(_idx_file(raw, name).exists() for name in names):
+    if not _is_whole(raw):
         _download(class_name, data_root, raw)
-    train, test = (_read_idx(_idx_file(raw, name), count) for name, count in zip(names, _COUNTS, strict=True))
+    train, test = (_read_idx(_idx_file(raw, name), count) for name, count in zip(_IDX_NAMES, _COUNTS, strict=True))
     train = train[torch.randperm(len(train), generator=generator)]
-    train, test = (_resized(class_name, images, image_size) for images in (train, test))
     num_validation = len(train) // 6
-    return Images(train[:-num_validation], train[-num_validation:], test)
+    parts = train[:-num_validation], train[-num_validation:], test
+    record = data_record.of_tensors(parts)
+    train, test = (_resized(class_name, images, image_size) for images in (train, test))
+    return Images(train[:-num_validation], train[-num_validation:], test), record
 
 
 def _idx_file(raw: Path, name: str) -> Path:
@@ -192,7 +262,7 @@ def _read_idx(path: Path, count: int) -> Tensor:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             content = bytearray(file.read(length + 1))
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {_first_line(error)}") from error
+        raise DataError(f"cannot read {path}: {first_line(error)}") from error
     magic, *sizes = struct.unpack(">4I", content[:start].ljust(start, b"\0"))
     if len(content) < start:
         fault = f"it has {len(content)} bytes, less than a header"
@@ -214,6 +284,7 @@ def _download(class_name: str, data_root: Path, raw: Path) -> None:
     datasets = _import_torchvision_datasets()
     if data_root.exists() and not data_root.is_dir():
         raise DataError(f"the data root {data_root} is not a folder")
+    made = [each for each in (raw, *raw.parents) if not each.exists()]
     try:
         data_root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=data_root) as temporary:
@@ -224,8 +295,12 @@ def _download(class_name: str, data_root: Path, raw: Path) -> None:
                     file.replace(raw / file.name)
     except Exception as error:  # a failed download raises whatever torchvision stumbles over
         raise DataError(
-            f"{class_name} is not whole in {raw.parent} and could not be downloaded to it: {_first_line(error)}"
+            f"{class_name} is not whole in {raw.parent} and could not be downloaded to it: {reason(error)}"
         ) from error
+    finally:
+        for each in made:
+            with suppress(OSError):  # it is not there, or there is something in it
+                each.rmdir()
 
 
 def _import_torchvision_datasets() -> Any:
@@ -235,7 +310,7 @@ def _import_torchvision_datasets() -> Any:
             import torchvision.datasets
     except (ImportError, RuntimeError) as error:  # the latter is what a torchvision built for another torch raises
         raise DataError(
-            f"torchvision does not import beside torch {torch.__version__} ({_first_line(error)}); "
+            f"torchvision does not import beside torch {torch.__version__} ({first_line(error)}); "
             "install the two together: pip install --upgrade torch torchvision"
         ) from error
     return torchvision.datasets
@@ -302,17 +377,15 @@ def _size(shape: Sequence[int]) -> str:
     return f"{shape[-1]}x{shape[-2]}"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+_MNIST_LIKE = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+_IDX_NAMES = [f"{part}-images-idx3-ubyte" for part in ("train", "t10k")]
 
-
-DATASETS: dict[str, Callable[[Path, int | None, bool, torch.Generator], Images]] = {
+DATASETS: dict[str, Callable[[Path, int | None, bool, torch.Generator], tuple[Images, Record]]] = {
     "digits": _digits,
-    "mnist": partial(_mnist_like, "MNIST"),
-    "fashion-mnist": partial(_mnist_like, "FashionMNIST"),
+    **{name: partial(_mnist_like, class_name) for name, class_name in _MNIST_LIKE.items()},
     "folder": _folder,
 }
-"""The data sets by name, as the functions that :func:`load` calls.
+"""The data sets by name, as the functions that :func:`load_with_record` calls.
 
 :meta hide-value:
 """

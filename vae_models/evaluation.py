@@ -13,6 +13,7 @@ from ar1_dist import AR1Normal
 from vae_models.vae import VAE
 
 __all__ = [
+    "FIGURES",
     "eval_mode",
     "evaluate",
     "interpolate",
@@ -21,6 +22,13 @@ __all__ = [
     "total_correlation",
     "traverse",
 ]
+
+_MEANS = (
+    *("negative_elbo", "reconstruction", "kl", "nll", "effective_sample_size", "gap", "total_correlation"),
+    "mean_abs_rho",
+)
+FIGURES = (*_MEANS, *(f"{name}_se" for name in _MEANS), "active_units", "num_images", "num_samples")
+"""The names of what :func:`evaluate` gives."""
 
 # An active latent's posterior mean varies more than this over images (Burda et al., arXiv:1509.00519, section 5.2).
 ACTIVE_VARIANCE = 0.01
@@ -84,14 +92,15 @@ def evaluate(
         dict: of numbers, which JSON can hold if all of them are finite.
 
     Raises:
-        ValueError: if there are fewer than two images, which have no standard error, or if ``num_samples`` or
-            ``chunk_size`` is less than 1.
+        ValueError: if there are fewer than two images, which have no standard error, if they are not such as
+            :meth:`vae_models.vae.VAE.check_images` takes, or if ``num_samples`` or ``chunk_size`` is less than 1.
 
     Note:
         The same samples serve all figures, so that the gap's standard error is that of paired differences. The
         standard errors tell how far the images determine the figures of this very model; another training seed gives
         another model.
     """
+    vae.check_images(images)
     if len(images) < 2:
         raise ValueError(f"standard errors over images need at least two of them, got {len(images)}")
     if num_samples < 1 or chunk_size < 1:
@@ -99,7 +108,7 @@ def evaluate(
     parts, means = [], []
     with eval_mode(vae):
         for x in images.split(chunk_size):
-            x = x.to(vae.prior_loc.device)
+            x = x.to(vae.prior_loc)
             q = vae.encode(x)
             parts.append(_per_image(vae, x, q, num_samples, chunk_size))
             means.append(q.mean)
@@ -172,10 +181,11 @@ def mean_correlation(vae: VAE, images: Tensor, *, chunk_size: int = 2048) -> Ten
         tensor([[1., 0.],
                 [0., 1.]])
     """
+    vae.check_images(images)
     total = torch.zeros(())
     with eval_mode(vae):
         for x in images.split(chunk_size):
-            q = vae.encode(x.to(vae.prior_loc.device))
+            q = vae.encode(x.to(vae.prior_loc))
             if isinstance(q, Independent):
                 total = total + len(x) * torch.eye(q.event_shape[0])
             else:
@@ -194,8 +204,9 @@ def most_active_latents(vae: VAE, images: Tensor, n: int, *, chunk_size: int = 2
         >>> len(most_active_latents(VAE.build((1, 8, 8)), torch.rand(5, 1, 8, 8), 3))
         3
     """
+    vae.check_images(images)
     with eval_mode(vae):
-        means = [vae.encode(x.to(vae.prior_loc.device)).mean for x in images.split(chunk_size)]
+        means = [vae.encode(x.to(vae.prior_loc)).mean for x in images.split(chunk_size)]
     return _gather(means).var(0).argsort(descending=True)[:n].tolist()
 
 
@@ -215,9 +226,16 @@ def traverse(vae: VAE, image: Tensor, latents: Sequence[int], values: Sequence[f
 
     Returns:
         Tensor: of shape ``(len(latents), len(values), C, H, W)``, on the CPU.
+
+    Raises:
+        ValueError: if the image is not such as the VAE takes, or there is no such latent.
     """
+    d = len(vae.prior_loc)
+    if not all(0 <= latent < d for latent in latents):
+        raise ValueError(f"latents must be from 0 to {d - 1}, got {list(latents)}")
+    vae.check_images(image.unsqueeze(0), "the image, in a batch of one,")
     with eval_mode(vae):
-        mean = vae.encode(image.unsqueeze(0).to(vae.prior_loc.device)).mean
+        mean = vae.encode(image.unsqueeze(0).to(vae.prior_loc)).mean
         z = mean.repeat(len(latents), len(values), 1)
         for row, latent in enumerate(latents):
             z[row, :, latent] = z.new_tensor(values)
@@ -240,8 +258,15 @@ def interpolate(vae: VAE, first: Tensor, second: Tensor, steps: int) -> Tensor:
 
     Returns:
         Tensor: of shape ``(N, steps, C, H, W)``, on the CPU.
+
+    Raises:
+        ValueError: if the images are not such as the VAE takes, or not pairs, or there are no steps.
     """
+    if first.shape != second.shape or steps < 1:
+        raise ValueError(f"pairs and steps are needed, got {tuple(first.shape)}, {tuple(second.shape)} and {steps}")
+    for name, images in (("first", first), ("second", second)):
+        vae.check_images(images, name)
     with eval_mode(vae):
-        start, end = (vae.encode(x.to(vae.prior_loc.device)).mean.unsqueeze(1) for x in (first, second))
+        start, end = (vae.encode(x.to(vae.prior_loc)).mean.unsqueeze(1) for x in (first, second))
         weight = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).unsqueeze(-1)
         return vae.decode(torch.lerp(start, end, weight)).mean.cpu()

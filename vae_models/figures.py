@@ -2,8 +2,8 @@
 state.
 
 Mappings go from the name of a posterior to what belongs to it, in the order of display. Images are of shape
-``(..., C, H, W)`` with one channel or three; values outside [0, 1], such as a Gaussian likelihood's means, are shown as
-the nearest inside.
+``(..., C, H, W)`` with one channel or three, else a ValueError; values outside [0, 1], such as a Gaussian likelihood's
+means, are shown as the nearest inside.
 """
 
 import io
@@ -18,6 +18,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+
+from vae_models.files import SOFTWARE
 
 __all__ = ["correlations", "curves", "interpolations", "png", "reconstructions", "samples", "traversals"]
 
@@ -106,6 +108,9 @@ def reconstructions(originals: Tensor, images: Mapping[str, Tensor], *, title: s
         images (mapping): of tensors of that shape.
         title (str): above the rows.
     """
+    for name, each in images.items():
+        if each.shape != originals.shape:
+            raise ValueError(f"{name}: {tuple(each.shape)} is not the originals' shape, {tuple(originals.shape)}")
     rows = torch.stack([each.cpu() for each in (originals, *images.values())])
     return _table(rows, ["original", *images], title)[0]
 
@@ -191,7 +196,7 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
         b'PNG'
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": SOFTWARE})
     return buffer.getvalue()
 
 
@@ -218,6 +223,7 @@ def _panels(figure: Figure, rows: int, columns: int, contents: Mapping[str, Tens
 
 def _table(images: Tensor, names: Sequence[str], title: str) -> tuple[Figure, Axes]:
     """Rows of images ``(rows, columns, C, H, W)``, with a name to the left of each, on the one axes of a figure."""
+    _check(images, "(rows, columns, C, H, W)")
     rows, columns, _, height, width = images.shape
     figure = _figure(9, 0.8 + 8 / columns * rows * height / width, title)
     axes = figure.add_subplot()
@@ -227,6 +233,12 @@ def _table(images: Tensor, names: Sequence[str], title: str) -> tuple[Figure, Ax
     return figure, axes
 
 
+def _check(images: Tensor, shape: str) -> None:
+    if images.ndim != shape.count(",") + 1 or images.shape[-3] not in (1, 3) or not images.is_floating_point():
+        got = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise ValueError(f"a figure needs floating-point images {shape}, C 1 or 3; got {got}")
+
+
 def _centres(n: int, size: int) -> list[float]:
     """Where the centres of n images of that size are, on a sheet with a line between them."""
     return [i * (size + 1) + (size - 1) / 2 for i in range(n)]
@@ -234,6 +246,7 @@ def _centres(n: int, size: int) -> list[float]:
 
 def _show(axes: Axes, images: Tensor, columns: int) -> None:
     """Draw images ``(n, C, H, W)`` as a sheet with so many columns and white lines between them."""
+    _check(images, "(n, C, H, W)")
     n, channels, height, width = images.shape
     rows = math.ceil(n / columns)
     sheet = torch.ones(rows * columns, channels, height + 1, width + 1)

@@ -1,4 +1,8 @@
-"""Likelihoods: modules from the decoder's output, of shape ``(..., C, H, W)``, to a distribution over images."""
+"""Likelihoods: modules from the decoder's output, of shape ``(..., C, H, W)``, to a distribution over images.
+
+The attribute ``support`` is the constraint on pixels. The distributions do not validate them: a grey value is neither 0
+nor 1.
+"""
 
 import math
 from collections.abc import Callable
@@ -7,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 __all__ = ["LIKELIHOODS", "Bernoulli", "ContinuousBernoulli", "Gaussian"]
 
@@ -24,8 +29,10 @@ class Bernoulli(nn.Module):
         other, but not with those on binarised images.
     """
 
+    support = constraints.unit_interval
+
     def forward(self, output: Tensor) -> TorchDistributionMixin:
-        return dist.Bernoulli(logits=output, validate_args=False).to_event(3)  # grey values are not 0 or 1
+        return dist.Bernoulli(logits=output, validate_args=False).to_event(3)
 
 
 class ContinuousBernoulli(nn.Module):
@@ -37,6 +44,8 @@ class ContinuousBernoulli(nn.Module):
         >>> ContinuousBernoulli()(torch.zeros(2, 1, 8, 8)).mean.unique()
         tensor([0.5000])
     """
+
+    support = constraints.unit_interval
 
     def forward(self, output: Tensor) -> TorchDistributionMixin:
         return dist.ContinuousBernoulli(logits=output, validate_args=False).to_event(3)
@@ -58,6 +67,7 @@ class Gaussian(nn.Module):
         ValueError: if ``scale`` is not positive.
     """
 
+    support = constraints.real
     log_scale: Tensor
 
     def __init__(self, scale: float = 0.1, learn_scale: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from vae_models.files import write_whole
+from vae_models.files import is_number, write_whole
 
 __all__ = ["Picture", "render", "write_report"]
 
@@ -43,24 +43,44 @@ class Cell(NamedTuple):
 
 
 METRICS = {
-    "negative_elbo": Metric("Negative ELBO", "Reconstruction plus KL: an upper bound on −log p(x), in nats.", -1),
+    "negative_elbo": Metric("Negative ELBO", "Reconstruction plus KL, in nats: an upper bound on −log p(x).", -1),
     "reconstruction": Metric("Reconstruction", "Distortion: the mean of −log p(x | z) under the posterior, in nats."),
     "kl": Metric("KL", "Rate: the KL divergence of the posterior from the prior, in nats."),
-    "nll": Metric("NLL", "Importance-weighted upper bound on −log p(x), in nats: tighter than the negative ELBO.", -1),
-    "gap": Metric("Gap", "Negative ELBO minus NLL: what the posterior falls short of the true one, in nats.", -1),
+    "nll": Metric(
+        "NLL", "Importance-weighted, in nats: an upper bound on −log p(x) that is tighter than the negative ELBO.", -1
+    ),
+    "gap": Metric(
+        "Gap",
+        "Negative ELBO minus NLL, in nats: in expectation, the KL divergence of the posterior from the true one is at "
+        "least so much. The more effective samples there are, the less is missing.",
+        -1,
+    ),
     "effective_sample_size": Metric(
-        "Effective samples", "How many equally weighted samples the importance-weighted ones are worth.", 1
+        "Effective samples",
+        "How many equally weighted samples the importance-weighted ones are worth, from 1 to their number. Near 1 one "
+        "alone decides, and NLL and gap may be far from what they bound.",
+        1,
     ),
     "total_correlation": Metric(
         "Total correlation", "The KL divergence of the posterior from the product of its marginals, in nats."
     ),
-    "mean_abs_rho": Metric("Mean |ρ|", "Over pairs of neighbouring latents."),
+    "mean_abs_rho": Metric("Mean |ρ|", "The absolute correlation of neighbouring latents, over the pairs of them."),
     "active_units": Metric(
         "Active units", "Latents whose posterior mean varies over images with a variance above 0.01."
     ),
-    "num_images": Metric("Images"),
-    "num_samples": Metric("Importance samples", "Per image."),
+    "num_images": Metric("Images", "How many test images the means are over."),
+    "num_samples": Metric("Importance samples", "Latent vectors that are drawn for each of them."),
+    "head_parameters": Metric(
+        "Head parameters", "Those of the linear layers from the encoder's features to the posterior."
+    ),
+    "epochs": Metric("Epochs", "How many were trained."),
+    "best_epoch": Metric("Best epoch", "The one of the least validation loss, whose weights are evaluated."),
+    "seconds_per_epoch": Metric("Seconds per epoch", "The median over epochs, without the validation."),
 }
+
+
+# Below so many effective samples the report says that the importance-weighted bound is loose.
+_FEW = 2
 
 
 def render(
@@ -82,7 +102,7 @@ def render(
         name
         for result in results.values()
         for name, value in result.items()
-        if name not in METRICS and not name.endswith("_se") and _is_number(value)
+        if name not in METRICS and not name.endswith("_se") and is_number(value)
     )
     metrics = {name: METRICS.get(name, Metric(name.replace("_", " ").capitalize())) for name in (*known, *others)}
     note = "Means over images ± their standard errors."
@@ -90,6 +110,15 @@ def render(
         note += (
             " Bold: better than every other by more than two standard errors of the difference, taken as if the images"
             " were not the same ones. The errors say nothing about other training seeds."
+        )
+    few = [name for name, result in results.items() if (_number(result, "effective_sample_size") or _FEW) < _FEW]
+    if few:
+        note += f" Of {', '.join(few)} NLL and gap are loose: there are less than {_FEW} effective samples per image."
+    if settings.get("likelihood") == "bernoulli" and settings.get("binarize") == "none":
+        note += (
+            " The images were not binarised: of grey values the Bernoulli likelihood is no probability but a"
+            " cross-entropy, so that negative ELBO and NLL are no bounds on −log p(x), but for images of pure black and"
+            " white."
         )
     return _template().render(
         title=title,
@@ -117,7 +146,7 @@ def write_report(
     Raises:
         FileError: if it can't be written.
     """
-    write_whole(path, render(title, settings, results, pictures).encode())
+    write_whole(path, render(title, settings, results, pictures).encode(errors="backslashreplace"))
 
 
 def _template() -> jinja2.Template:
@@ -166,11 +195,7 @@ def _best(values: Sequence[float | None], errors: Sequence[float | None], better
 def _number(result: Mapping[str, Any], name: str) -> Any:
     """The number of that name, or None."""
     value = result.get(name)
-    return value if _is_number(value) else None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number(value) else None
 
 
 def _text(value: object) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from vae_models import evaluation, figures
 from vae_models.config import Config
 from vae_models.data import Images
-from vae_models.files import read_json, write_json, write_whole
+from vae_models.files import FileError, is_number, read_json, write_json, write_whole
 from vae_models.report import Picture, write_report
 from vae_models.runs import Run, best_epoch, read_metrics
 from vae_models.vae import VAE
@@ -37,7 +37,7 @@ def finish(run: Run, config: Config) -> dict[str, Any]:
         FileError: if a file can't be read or written.
     """
     if run.images is None:
-        return read_json(run.folder / "metrics.json")
+        return read_final(run.folder)
     history = read_metrics(run.folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same noise for every posterior
@@ -50,6 +50,23 @@ def finish(run: Run, config: Config) -> dict[str, Any]:
         shown = _pictures({config.posterior: run.vae}, {config.posterior: history}, run.images, config)
     _write(run.folder, f"{config.posterior}: {_described(config)}", config, {config.posterior: metrics}, shown)
     write_json(run.folder / "metrics.json", metrics)
+    return metrics
+
+
+def read_final(folder: Path) -> dict[str, Any]:
+    """The content of the ``metrics.json`` of a run, as :func:`finish` gives it.
+
+    Raises:
+        FileError: if it is missing, damaged or something else.
+    """
+    path = folder / "metrics.json"
+    metrics = read_json(path)
+    figures = {*evaluation.FIGURES, "head_parameters", "epochs", "best_epoch"}
+    if not isinstance(metrics, dict) or not figures <= metrics.keys():
+        raise FileError(f"{path} does not hold the final figures of a run")
+    for name in figures:
+        if not is_number(metrics[name]) and not (metrics[name] is None and name.startswith("mean_abs_rho")):
+            raise FileError(f"{path} has {name} = {metrics[name]!r}, which is no number")
     return metrics
 
 
@@ -71,7 +88,7 @@ def compare(folder: Path, runs: Mapping[str, Run], config: Config, images: Image
     histories = {name: read_metrics(run.folder) for name, run in runs.items()}
     results = {
         name: {
-            **read_json(run.folder / "metrics.json"),
+            **read_final(run.folder),
             "seconds_per_epoch": statistics.median(row["seconds"] for row in histories[name]),
         }
         for name, run in runs.items()
@@ -80,9 +97,14 @@ def compare(folder: Path, runs: Mapping[str, Run], config: Config, images: Image
         torch.manual_seed(config.seed)
         shown = _pictures({name: run.vae for name, run in runs.items()}, histories, images, config)
     _write(folder, f"Comparison of posteriors: {_described(config)}", config, results, shown)
-    settings = {name: value for name, value in config.to_json().items() if not name.startswith("posterior")}
+    settings = {name: value for name, value in config.to_json().items() if not _differs(name)}
     write_json(folder / "metrics.json", {**settings, "posteriors": results})
     return results
+
+
+def _differs(setting: str) -> bool:
+    """Whether a setting is another one for each of the runs that are compared."""
+    return setting.startswith("posterior")
 
 
 def _described(config: Config) -> str:
@@ -170,7 +192,7 @@ def _write(
     write_report(
         folder / "report.html",
         title=title,
-        settings=config.to_json(),
+        settings={name: value for name, value in config.to_json().items() if len(results) == 1 or not _differs(name)},
         results=results,
         pictures=[Picture(pngs[name], each.caption, each.alt) for name, each in shown.items()],
     )

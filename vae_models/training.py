@@ -1,6 +1,7 @@
 """Training with Lightning."""
 
 import contextlib
+import functools
 import logging
 import math
 import signal
@@ -21,17 +22,28 @@ from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
-from rich.progress import Progress, TaskID
 from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
+from vae_models import data_record
 from vae_models.config import Config
 from vae_models.data import Images
+from vae_models.files import is_number, reason
+from vae_models.progress import ProgressText, is_watched
 from vae_models.vae import VAE
 
-__all__ = ["History", "ImageData", "ProgressLine", "ShardedBatches", "VAEModule", "fit", "loss_per_image"]
+__all__ = [
+    "History",
+    "ImageData",
+    "SameData",
+    "ShardedBatches",
+    "VAEModule",
+    "check_batches",
+    "fit",
+    "loss_per_image",
+]
 
 # Validation images per step, over all devices together.
 _VALIDATION_BATCH = 500
@@ -51,10 +63,14 @@ def loss_per_image(vae: VAE, x: Tensor) -> Tensor:
 
     Args:
         vae (VAE): with the objective and the current weight of its KL divergence, ``vae.beta``.
-        x (Tensor): images, of shape ``(N, C, H, W)``.
+        x (Tensor): images, of shape ``(N, C, H, W)``. Their values are not checked, as
+            :meth:`vae_models.vae.VAE.check_images` does.
 
     Returns:
         Tensor: a scalar.
+
+    Raises:
+        ValueError: if the images are not floating point and of the VAE's shape.
     """
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         return _ClosedFormELBO().differentiable_loss(vae.model, vae.guide, x) / len(x)
@@ -94,6 +110,8 @@ class VAEModule(pl.LightningModule):
 
     Raises:
         FloatingPointError: as soon as a loss is NaN or infinite, or a posterior can't be factorised because of NaN.
+        ValueError: if images are not such as the VAE takes: of an :class:`ImageData` any, before the first step; of
+            other data those of an epoch's first batch.
     """
 
     def __init__(self, vae: VAE, learning_rate: float = 1e-3, plateau_patience: int | None = None) -> None:
@@ -104,6 +122,8 @@ class VAEModule(pl.LightningModule):
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         (x,) = batch
+        if batch_idx == 0:
+            self.vae.check_images(x)
         self.vae.beta = self.vae.objective.beta_at(self.current_epoch + batch_idx / self.trainer.num_training_batches)
         with self._finite("training") as losses:
             losses.append(self.training_loss(x))
@@ -227,6 +247,25 @@ class ShardedBatches(Sampler[Tensor]):
         self.epoch = epoch
 
 
+def check_batches(vae: VAE, size: int, batch_size: int, world_size: int = 1) -> None:
+    """See that a network with batch normalisation gets two images or more at a time, since one has no variance.
+
+    Args:
+        vae (VAE): with the network.
+        size, batch_size, world_size (int): as of :class:`ShardedBatches`.
+
+    Raises:
+        ValueError: if not.
+    """
+    least = size // math.ceil(size / batch_size) // world_size
+    if least == 1 and any(isinstance(module, torch.nn.BatchNorm1d) for module in vae.modules()):
+        shared = f" shared by {world_size} processes" if world_size > 1 else ""
+        raise ValueError(
+            f"batch normalisation needs two images or more at a time, and {size} training images in batches of "
+            f"{batch_size}{shared} leave one alone; choose another batch size or network"
+        )
+
+
 class ImageData(pl.LightningDataModule):
     """Images in memory, shuffled anew every epoch and shared out between the processes by :class:`ShardedBatches`.
 
@@ -246,6 +285,16 @@ class ImageData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.seed = seed
         self.binarize = binarize
+
+    def setup(self, stage: str) -> None:
+        """See that the images are such as the module's VAE takes, and give them its floating-point type."""
+        assert self.trainer is not None
+        vae = getattr(self.trainer.lightning_module, "vae", None)
+        if isinstance(vae, VAE):
+            for name in ("train", "validation"):
+                vae.check_images(getattr(self.images, name), f"images.{name}")
+            check_batches(vae, len(self.images.train), self.batch_size, self.trainer.world_size)
+            self.images = Images(*(images.to(vae.prior_loc.dtype) for images in self.images))
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self.images.train, self.batch_size, self.seed)
@@ -318,6 +367,14 @@ class History(Callback):
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self._start = self._seconds = 0.0  # of the epoch
+
+    def __repr__(self) -> str:
+        if not self.rows:
+            return "History(0 epochs)"
+        best = min(self.rows, key=lambda row: row["validation_negative_elbo"])
+        least = f"least validation_negative_elbo: {best['validation_negative_elbo']:.2f} in epoch {best['epoch']}"
+        return f"History({len(self.rows)} epochs, {least})"
 
     def column(self, name: str) -> list[float]:
         """One of :data:`COLUMNS`, by epoch."""
@@ -339,7 +396,34 @@ class History(Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
+        rows = list(state_dict["rows"])
+        for i, row in enumerate(rows):
+            if tuple(row) != self.COLUMNS or row["epoch"] != i + 1 or not all(map(is_number, row.values())):
+                raise ValueError("it has another history of epochs")
+        self.rows = rows
+
+
+class SameData(Callback):
+    """Keeps the checksum of the images in the checkpoints, and refuses to go on from one of other images.
+
+    Args:
+        checksum (callable): which computes it, if it comes to writing or reading a checkpoint.
+    """
+
+    def __init__(self, checksum: Callable[[], str]) -> None:
+        self._compute = checksum
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """That of the images, which takes a moment."""
+        return self._compute()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"checksum": self.checksum}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["checksum"] != self.checksum:
+            raise ValueError("the checkpoint is one of training on other images: go on with those, or start anew")
 
 
 class ResumableEarlyStopping(EarlyStopping):
@@ -348,46 +432,11 @@ class ResumableEarlyStopping(EarlyStopping):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
-
-class ProgressLine(ProgressBar):
-    """A whole run as one line of a :class:`rich.progress.Progress`, which can so show several runs.
-
-    Args:
-        progress (Progress): its columns may show the fields ``epoch`` and ``loss``, which are strings. It is started
-            with the training if it is not yet, so that nothing is shown of a run that fails before.
-        task (TaskID): the line, not started.
-    """
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        super().__init__()
-        self._progress = progress
-        self._task = task
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert trainer.max_epochs is not None
-        batches = int(trainer.num_training_batches)
-        self._progress.start()
-        self._progress.start_task(self._task)
-        self._progress.update(self._task, total=trainer.max_epochs * batches, completed=trainer.current_epoch * batches)
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._progress.advance(self._task)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loss = trainer.callback_metrics["validation_negative_elbo"].item()
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self._progress.update(self._task, epoch=epoch, loss=f"loss {loss:.2f}")
-
-    def evaluating(self) -> None:
-        """Say that the VAE is evaluated, whether it was trained before or not."""
-        self._progress.start()
-        self._progress.update(self._task, epoch="evaluating")
-
-    def disable(self) -> None:
-        self._progress.update(self._task, visible=False)
-
-    def enable(self) -> None:
-        self._progress.update(self._task, visible=True)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        waited, best = state_dict["wait_count"], state_dict["best_score"]
+        if type(waited) is not int or not isinstance(best, Tensor) or best.shape != () or not best.is_floating_point():
+            raise ValueError("it does not say how long there was no improvement")
+        self.wait_count, self.best_score = waited, best  # the patience is the settings'
 
 
 def fit(
@@ -418,19 +467,57 @@ def fit(
         config (Config): ``epochs``, ``batch_size``, ``learning_rate``, ``plateau_patience``, ``early_stopping``,
             ``gradient_clip``, ``binarize`` and ``seed`` are used. The seed is that of the order of the images and the
             noise. Torch's global generator on the CPU is left as it was.
-        callbacks (sequence of Callback): further Lightning callbacks, such as :class:`ProgressLine`.
-        checkpoint (Path): a checkpoint of Lightning's to go on from.
+        callbacks (sequence of Callback): further Lightning callbacks, such as
+            :class:`vae_models.progress.ProgressLine`.
+        checkpoint (Path): a checkpoint of Lightning's to go on from, written in training on the same images.
         make_module (callable): from VAE, learning rate and ``plateau_patience`` to the module that trains; one that
             logs what :class:`VAEModule` does.
         trainer_options: further arguments of Lightning's Trainer: ``accelerator``, ``devices`` (1 by default),
-            ``num_nodes``, ``strategy``, ``precision``, ``plugins``, ``logger``, ...
+            ``num_nodes``, ``strategy``, ``precision``, ``plugins``, ``logger``, ``limit_train_batches``, ... But those
+            that would end the training elsewhere or skip the validation after an epoch are refused.
+            ``enable_progress_bar`` shows a line of progress, and does by default on a terminal and in a notebook.
 
     Raises:
         FloatingPointError: as soon as a loss is NaN or infinite.
         KeyboardInterrupt: on Ctrl-C.
+        ValueError: if an option is refused, there are too few images, they are not such as
+            :meth:`vae_models.vae.VAE.check_images` takes, or the checkpoint is of training on others.
     """
-    history = History()
-    all_callbacks = [history, EpochSeeds(config.seed), *callbacks]
+    callbacks = [*callbacks, SameData(functools.partial(_checksum, images))]
+    trainer = make_trainer(config, callbacks, **trainer_options)
+    return run_trainer(trainer, vae, images, config, checkpoint, make_module)
+
+
+# Options of Lightning's Trainer that can't be given, and why.
+_REFUSED = {
+    **dict.fromkeys(["max_epochs", "min_epochs"], "the settings' epochs"),
+    **dict.fromkeys(["max_steps", "min_steps", "max_time"], "whole epochs, as many as the settings' epochs"),
+    "gradient_clip_val": "the settings' gradient_clip",
+    **dict.fromkeys(
+        ["check_val_every_n_epoch", "val_check_interval", "fast_dev_run", "overfit_batches", "barebones"],
+        "a validation after every epoch, which decides on the best one and on the learning rate",
+    ),
+    "use_distributed_sampler": "the batches of ShardedBatches",
+}
+
+
+def make_trainer(config: Config, callbacks: Sequence[Callback], **options: Any) -> pl.Trainer:
+    """The trainer of :func:`fit`, with a :class:`History` among its callbacks.
+
+    Raises:
+        ValueError: if an option is refused, or needs a library that is not there.
+        MisconfigurationException: Lightning's, if the machine lacks what an option needs.
+    """
+    for name in options:
+        if name in _REFUSED:
+            raise ValueError(f"Lightning's option {name} is not taken: the training has {_REFUSED[name]}")
+        if name in ("limit_train_batches", "limit_val_batches") and options[name] == 0:
+            raise ValueError(f"Lightning's option {name} must leave some batches, got 0")
+    all_callbacks = [History(), EpochSeeds(config.seed), *callbacks]
+    has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
+    if not has_bar and options.get("enable_progress_bar", is_watched()):
+        all_callbacks.append(ProgressText())
+        has_bar = True
     if config.early_stopping is not None:
         all_callbacks.append(ResumableEarlyStopping("validation_negative_elbo", patience=config.early_stopping))
     defaults = {
@@ -438,20 +525,46 @@ def fit(
         "logger": False,
         "enable_checkpointing": any(isinstance(each, pl.callbacks.Checkpoint) for each in callbacks),
         "enable_model_summary": False,
-        "enable_progress_bar": any(isinstance(each, ProgressBar) for each in callbacks),
+        "enable_progress_bar": has_bar,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,  # ImageData shares the images out
         "gradient_clip_val": config.gradient_clip,
         "max_epochs": config.epochs,
         "callbacks": all_callbacks,
     }
+    with _quiet():
+        try:
+            return pl.Trainer(**(defaults | options))
+        except ImportError as error:
+            raise ValueError(f"an option needs a library that is not there: {reason(error)}") from error
+
+
+def run_trainer(
+    trainer: pl.Trainer,
+    vae: VAE,
+    images: Images,
+    config: Config,
+    checkpoint: Path | None = None,
+    make_module: Callable[[VAE, float, int], VAEModule] = VAEModule,
+) -> History:
+    """What :func:`fit` does, by a trainer that :func:`make_trainer` made for the same settings."""
     data = ImageData(images, config.batch_size, seed=config.seed, binarize=config.binarize == "dynamic")
     with _quiet(), torch.random.fork_rng(devices=[]):
-        trainer = pl.Trainer(**(defaults | trainer_options))
         module = make_module(vae.train(), config.learning_rate, config.plateau_patience)
         _fit_interruptibly(trainer, module, datamodule=data, ckpt_path=checkpoint)
     vae.eval()
+    return history_of(trainer)
+
+
+def history_of(trainer: pl.Trainer) -> History:
+    """The history of a trainer that :func:`make_trainer` made."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    (history,) = (callback for callback in callbacks if isinstance(callback, History))
     return history
+
+
+def _checksum(images: Images) -> str:
+    return data_record.checksum(data_record.of_tensors(images))
 
 
 def _fit_interruptibly(trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:

@@ -14,8 +14,9 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.params.param_store import param_with_module_name
 from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
 
-from vae_models.files import FileError, read_json, write_json, write_whole
+from vae_models.files import FileError, first_line, read_json, reason, write_json, write_whole
 from vae_models.likelihoods import LIKELIHOODS, Bernoulli
 from vae_models.networks import NETWORKS
 from vae_models.objectives import Objective, mmd
@@ -52,9 +53,15 @@ class VAE(nn.Module):
         posterior (Module): from features to a distribution over the latent vector, of batch shape ``(N,)``.
         decoder (Module): from latent vectors ``(N, latent_dim)`` to the likelihood's parameter ``(N, C, H, W)``.
         latent_dim (int): size d of the latent vector.
-        likelihood (Module): from that to a distribution over images; the Bernoulli by default.
+        likelihood (Module): from that to a distribution over images; the Bernoulli by default. Its attribute
+            ``support`` is the constraint on pixels, any finite number without it.
         objective (Objective): what ``model`` and ``guide`` train. Their current weight of the divergence is the
             attribute ``beta``, which a warm-up may set.
+
+    Raises:
+        ValueError: by every method that takes images, if they are not floating point and of the VAE's shape, or, where
+            torch validates arguments, as it does by default, if a value is not finite or not in the likelihood's
+            support; by ``decode`` if the latent vectors are of another size.
 
     Note:
         ``model`` and ``guide`` register their parameters in Pyro's parameter store, which is global, under
@@ -183,7 +190,7 @@ class VAE(nn.Module):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise FileError(f"cannot make the folder {folder}: {error.strerror}") from error
+            raise FileError(f"cannot make the folder {folder}: {reason(error)}") from error
         config = folder / "config.json"
         write_json(config, {**(read_json(config) if config.exists() else {}), "vae": self.config})
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
@@ -209,14 +216,22 @@ class VAE(nn.Module):
             vae = cls.build(config.pop("image_shape"), objective=objective, **config)
         except FileError:
             raise
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise FileError(f"{config_file} does not describe a VAE: {error}") from error
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            MemoryError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise FileError(f"{config_file} does not describe a VAE: {first_line(error)}") from error
         try:
             vae.load_state_dict(load(weights_file.read_bytes()))
         except FileNotFoundError:
             raise FileError(f"{weights_file} does not exist") from None
         except (OSError, SafetensorError) as error:
-            raise FileError(f"{weights_file} is damaged: {error}") from error
+            raise FileError(f"{weights_file} is damaged: {reason(error)}") from error
         except RuntimeError as error:
             raise FileError(f"{weights_file} does not fit the VAE that {config_file} describes") from error
         return vae.eval()
@@ -226,8 +241,50 @@ class VAE(nn.Module):
         """The standard normal distribution over the latent vector, of empty batch shape."""
         return dist.Normal(self.prior_loc, 1.0, validate_args=False).to_event(1)  # NaN is to reach the loss
 
+    def check_images(self, x: Tensor, name: str = "images") -> None:
+        """See that images, of a whole data set or of a batch, are such as the VAE takes.
+
+        Example:
+
+            >>> VAE.build((1, 8, 8)).check_images(255 * torch.ones(5, 1, 8, 8))
+            Traceback (most recent call last):
+            ValueError: images must be finite and within Interval(lower_bound=0.0, upper_bound=1.0), got 255
+
+        Args:
+            x (Tensor): to be floating point and of shape ``(N, C, H, W)``, N at least 1.
+            name (str): what a message calls them.
+
+        Raises:
+            ValueError: if they are not, or a value is not finite or not in the likelihood's support.
+
+        Note:
+            It takes a pass over the values, for which a GPU is waited.
+        """
+        self._check_shape(x, name)
+        support = getattr(self.likelihood, "support", constraints.real)
+        valid = support.check(x) & x.isfinite()
+        if not valid.all():
+            raise ValueError(f"{name} must be finite and within {support}, got {x[~valid][0]:g}")
+
+    def _check_shape(self, x: Tensor, name: str, *, minimum: int = 1) -> None:
+        shape = tuple(self.config["image_shape"]) if self.config else None  # of parts of one's own it is not known
+        fits = isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 4 and len(x) >= minimum
+        if not fits or shape not in (None, x.shape[1:]):
+            wanted = "(N, {}, {}, {})".format(*(shape or "CHW"))
+            got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{name} must be a floating-point tensor of shape {wanted}, N > 0, got {got}")
+
+    def _check(self, x: Tensor, *, minimum: int = 1) -> None:
+        """:meth:`check_images`, but of values only where torch validates them, and they can be looked at."""
+        transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if Distribution._validate_args and not transformed and len(x) > 0:
+            self.check_images(x)
+        else:
+            self._check_shape(x, "images", minimum=minimum)
+
     def encode(self, x: Tensor) -> TorchDistributionMixin:
         """The posterior of images ``(N, C, H, W)``: a distribution of batch shape ``(N,)`` and event shape ``(d,)``."""
+        self._check(x, minimum=0)
         features = self.encoder(x)
         # Under mixed precision the networks run in half precision; parameters of distributions are not to be rounded.
         with torch.autocast(features.device.type, enabled=False):
@@ -235,23 +292,37 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> TorchDistributionMixin:
         """The likelihood given latent vectors ``(..., d)``: a distribution over images, of batch shape ``(...)``."""
+        if z.shape[-1:] != self.prior_loc.shape or not z.is_floating_point():
+            wanted = f"(..., {len(self.prior_loc)})"
+            got = f"{z.dtype} of shape {tuple(z.shape)}"
+            raise ValueError(f"latent vectors must be a floating-point tensor of shape {wanted}, got {got}")
         output = self.decoder(z.reshape(-1, z.shape[-1])).to(self.prior_loc.dtype)
         return self.likelihood(output.reshape(z.shape[:-1] + output.shape[1:]))
 
+    def _likelihood(self, z: Tensor, x: Tensor) -> TorchDistributionMixin:
+        """:meth:`decode` for the log-density of these images, which is not to broadcast them."""
+        likelihood = self.decode(z)
+        if likelihood.event_shape != x.shape[1:]:
+            decoded = tuple(likelihood.event_shape)
+            raise ValueError(f"the decoder gives images of shape {decoded}, x is of shape {tuple(x.shape)}")
+        return likelihood
+
     def model(self, x: Tensor) -> None:
         """The joint distribution of latent vectors and images ``(N, C, H, W)``, as a Pyro program."""
+        self._check(x)
         _register("decoder", self.decoder)
         _register("likelihood", self.likelihood)
         with pyro.plate("images", len(x)):
             with self._weighted():
                 z = pyro.sample("z", self.prior)
-            pyro.sample("x", self.decode(z), obs=x)
+            pyro.sample("x", self._likelihood(z, x), obs=x)
         if self.objective.mmd_weight > 0 and len(x) > 1:
             discrepancy = mmd(z, torch.randn_like(z)).unsqueeze(-1)  # at the plate's place, of size 1
             pyro.factor("mmd", -self.objective.mmd_weight * len(x) * discrepancy)
 
     def guide(self, x: Tensor) -> None:
         """The posterior of images ``(N, C, H, W)``, as a Pyro program."""
+        self._check_shape(x, "images")
         _register("encoder", self.encoder)
         _register("posterior", self.posterior)
         with pyro.plate("images", len(x)), self._weighted():
@@ -294,8 +365,9 @@ class VAE(nn.Module):
             Tensor: of shape ``(N,)``, in nats, without gradients.
 
         Raises:
-            ValueError: if ``num_samples`` or ``chunk_size`` is less than 1.
+            ValueError: if ``num_samples`` or ``chunk_size`` is less than 1, or of the images as said above.
         """
+        self._check_shape(x, "images")
         if num_samples < 1 or chunk_size < 1:
             raise ValueError(f"num_samples and chunk_size must be at least 1, got {num_samples} and {chunk_size}")
         return torch.cat([self._log_likelihood(images, num_samples, chunk_size) for images in x.split(chunk_size)])
@@ -321,7 +393,7 @@ class VAE(nn.Module):
         step = max(1, chunk_size // max(1, len(x)))
         for start in range(0, num_samples, step):
             z = q.sample(torch.Size([min(step, num_samples - start)]))
-            log_likelihood = self.decode(z).log_prob(x)
+            log_likelihood = self._likelihood(z, x).log_prob(x)
             yield log_likelihood, log_likelihood + self.prior.log_prob(z) - q.log_prob(z)
 
 
@@ -332,7 +404,7 @@ def _part(kind: str, parts: Mapping[str, Any], name: str, options: Mapping[str, 
     try:
         return parts[name](*arguments, **options)
     except TypeError as error:
-        raise ValueError(f"{kind} {name!r} does not take the options {options}: {error}") from error
+        raise ValueError(f"{kind} {name!r} does not take the options {options}: {reason(error)}") from error
 
 
 def _register(name: str, module: nn.Module) -> None:

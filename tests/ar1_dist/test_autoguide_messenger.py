@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 import torch
 from pyro import poutine
-from pyro.infer import SVI, JitTraceMeanField_ELBO, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, JitTrace_ELBO, JitTraceMeanField_ELBO, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import init_to_value
 from pyro.infer.autoguide.effect import AutoNormalMessenger
 
@@ -80,6 +80,17 @@ def test_site_is_a_chain_with_an_analytic_divergence(prior, shape, plates):
     for elbo in (TraceMeanField_ELBO, JitTraceMeanField_ELBO):
         losses = losses_of(model, guide, elbo, ignore_jit_warnings=True)
         assert losses == pytest.approx([expected] * 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("elbo", [JitTrace_ELBO, JitTraceMeanField_ELBO])
+def test_traced_steps(elbo):
+    def model():
+        z = pyro.sample("z", AR1Normal(torch.zeros(20), 1.0, 0.9))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=torch.ones(20))
+
+    svi = SVI(model, AutoAR1NormalMessenger(model), pyro.optim.Adam({"lr": 0.1}), elbo(ignore_jit_warnings=True))
+    losses = [svi.step() for _ in range(20)]
+    assert losses[-1] < losses[0]
 
 
 def dense_moments(loc, scale, atanh_rho) -> tuple[np.ndarray, np.ndarray]:

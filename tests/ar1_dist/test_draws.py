@@ -146,12 +146,67 @@ def test_what_was_changed_in_place_is_no_draw(mode, changed):
     torch.testing.assert_close(got, wanted)
 
 
-def test_the_noise_lives_as_long_as_the_draw():
-    q, z, noise = _draw(torch.float32)
-    assert q.transform.recall(z) is not None
-    kept = q.transform._draw
-    del z
-    assert not kept[1]
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda q, z: z.data.mul_(5),
+        lambda q, z: z.numpy().__setitem__(0, 7.0),
+        lambda q, z: q.transform.loc.data.add_(1),
+        lambda q, z: q.transform.loc.detach().numpy().__setitem__(0, 7.0),
+        lambda q, z: torch.nn.utils.vector_to_parameters(torch.ones(D), [q.transform.loc]),
+    ],
+)
+def test_what_was_changed_where_nobody_counts_is_no_draw(change):
+    """As Pyro's own optimisers change parameters."""
+    q = AR1Normal(torch.nn.Parameter(torch.zeros(D)), 1.0, 0.5)
+    z = q.sample()
+    change(q, z)
+    assert q.log_prob(z) == q.log_prob(z.clone())
+
+
+def test_every_living_draw_is_remembered_and_no_other():
+    q = AR1Normal(**{name: value.detach() for name, value in _parameters(torch.float32).items()})
+    draws = [q.sample() for _ in range(3)]
+    views = [z.view_as(z).detach() for z in draws]
+    transposed = [z.unsqueeze(0).mT.mT.squeeze(0) for z in draws]
+    of_noise = [-0.5 * q.transform.recall(z).square().sum() for z in draws]
+    constant = q.log_prob(draws[0]) - of_noise[0]
+    for values in (draws, views, transposed):
+        for z, squares in zip(values, of_noise, strict=True):
+            torch.testing.assert_close(q.log_prob(z), squares + constant)
+    assert q.transform.recall(draws[0].clone()) is None
+    kept = [noise for _, noise in q.transform._draws]
+    del z, draws, values, views, transposed
+    assert not any(kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.float32], ids=str)
+def test_noise_of_another_type(dtype):
+    loc = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    transform = AR1Transform(loc, 1.0, 0.5)
+    x = torch.tensor([300, 0, -300], dtype=dtype)
+    z = transform(x)
+    assert_close(transform.inv(z), x.double())
+    transform.inv(z.detach()).sum().backward()
+    other = loc.grad.clone()
+    loc.grad = None
+    transform.inv(z.detach().clone()).sum().backward()
+    assert_close(other, loc.grad)
+    assert loc.grad.abs().sum() > 0
+
+
+def test_gradients_at_the_steepest_correlations():
+    """By loc they are those of the noise over the innovations' deviation, not of differences between neighbours."""
+    loc = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    atanh_rho = torch.full((1,), 20.0, dtype=torch.float64)
+    noise = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
+    omega = torch.cat([noise[:1], noise[1:] * atanh_rho.cosh()])
+    wanted = omega - torch.nn.functional.pad(atanh_rho.tanh() * omega[1:], (0, 1))
+    q = AR1Normal(loc, 1.0, atanh_rho=atanh_rho)
+    with torch.no_grad():
+        z = q.transform(noise)
+    (gradient,) = torch.autograd.grad(q.log_prob(z), loc)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=0.0)
 
 
 def test_copies_have_no_memory():

@@ -2,6 +2,7 @@
 and never a NaN that nobody put in."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -136,8 +137,18 @@ def test_times_that_are_rounded_to_each_other(validate_args):
     assert_close(q.rho, np.exp([-0.5, -4.5]), torch.float32)
     with pytest.raises(ValueError, match=r"times must increase.* are equal.* Unix seconds"):
         AR1Normal.from_times(seconds.float(), **arguments)
-    with pytest.warns(UserWarning, match="numbers lie 2e.02 apart, but differ by as little as 2.6e.02"):
+    with pytest.warns(UserWarning, match="numbers lie 1.3e.02 apart, but differ by as little as 2.6e.02"):
         AR1Normal.from_times(seconds.float()[[0, 2]], torch.zeros(2), 1.0, 60.0, validate_args=validate_args)
+    for exact in (
+        torch.arange(1_000_000.0)[::1000],
+        torch.tensor([2e6, 2e6 + 1, 2e6 + 3]),
+        2_460_000.5 + torch.arange(9.0),
+        torch.arange(200).half(),
+        torch.arange(20).bfloat16(),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            AR1Normal.from_times(exact, torch.zeros(len(exact)), 1.0, 60.0, validate_args=validate_args)
     for backwards in (seconds.flip(0), seconds.double().flip(0)):
         with pytest.raises(ValueError, match="some decrease"):
             AR1Normal.from_times(backwards, **arguments)
@@ -249,6 +260,12 @@ def test_limits_are_right():
         assert kl_divergence(chain, q) == INF
     assert chain.log_prob(_at_second(INF)) == -INF
     assert sharp.entropy() == -INF
+    # On what is left of the space the density is infinite, of a draw and of an equal tensor.
+    for q in (sharp, equal):
+        z = q.sample()
+        assert q.log_prob(z) == q.log_prob(z.clone()) == q.log_prob(LOC) == INF
+    with pytest.raises(ValueError, match="q's scale is 0 at place 1; p's scale is 0 at place 1"):
+        kl_divergence(sharp, AR1Normal(LOC, sharp.scale * 2, 0.5, **off))
 
 
 def test_nan_comes_out_where_nan_was_put_in():

@@ -85,6 +85,11 @@ def test_values_are_moved(chains):
     assert expanded.log_prob(draws[0]).shape == (6, 3)
 
 
+def test_repr():
+    chain = AR1Normal(torch.zeros(2, 5), 1.0, 0.5).to_event(1)
+    assert repr(MovedimDistribution(chain, -2)) == f"MovedimDistribution({chain!r}, -2)"
+
+
 def test_its_own_draw_is_scored_by_its_noise():
     """In float32, around a level at which rounding is as large as the innovations."""
     level = 1e5 + torch.arange(T) / 100

@@ -191,6 +191,36 @@ def test_short_chains_against_exact_arithmetic(kind, limit):
                 assert error(got, want) < VALUE_TOLERANCE, (q, p)
 
 
+def _spread(d: int, least: float, most: float) -> torch.Tensor:
+    return 10 ** (least + (most - least) * torch.rand(d, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["factors", "chain"])
+@pytest.mark.parametrize("scales", ["mixed", "broad beside sharp", "sharp beside broad"])
+def test_scales_far_apart_against_exact_arithmetic(kind, scales):
+    """Up to sixteen orders of magnitude; two chains whose scales jump from neighbour to neighbour, eight."""
+    most = 8 if kind == "factors" else 4
+    d, ranges = 6, {"mixed": ((-most, most), (-most, most)), "broad beside sharp": ((14, 15), (-1, 0))}
+    of_q, of_p = ranges.get(scales, ((-1, 0), (14, 15)))
+    for _ in range(5):
+        q, p = (
+            {"loc": scale * torch.randn(d).double(), "scale": scale, "atanh_rho": 2 * torch.randn(d - 1).double()}
+            for scale in (_spread(d, *of_q), _spread(d, *of_p))
+        )
+        if kind == "factors":
+            updated, evidence = AR1Normal(**q).conjugate_update(Independent(Normal(p["loc"], p["scale"]), 1))
+            p = p | {"atanh_rho": torch.zeros(1)}
+        else:
+            updated, evidence = AR1Normal(**q).conjugate_update(AR1Normal(**p))
+        loc, scale, _, wanted = Exact(**q).product(Exact(**p))
+        assert evidence.item() == pytest.approx(float(wanted), rel=1e-9, abs=1e-9)
+        exact = torch.tensor([float(x) for x in scale], dtype=torch.float64)
+        assert ((updated.scale - exact) / exact).abs().max() < 1e-9
+        # In units of the posterior's deviation, and of what float64 makes of a number so large.
+        error_of_loc = (updated.loc - torch.tensor([float(x) for x in loc], dtype=torch.float64)).abs()
+        assert (error_of_loc < 1e-7 * exact + 1e-14 * updated.loc.abs()).all()
+
+
 def main() -> None:
     print("| chain, other | updated | evidence | gradients |\n| --- | --- | --- | --- |")
     for name, make in CASES.items():

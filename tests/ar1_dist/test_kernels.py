@@ -46,6 +46,7 @@ def arguments_of(case: Case, name: str, atanh: bool, dtype=torch.float64) -> tup
         "moebius_recurrence": ([p["rho"].square(), p["rho"].abs(), other.square()], {}),
         "colour": ([*chain, other], {"atanh": atanh}),
         "log_prob": ([other, *chain], {"atanh": atanh}),
+        "log_prob_of_draw": ([functional.colour(*chain, other, atanh=atanh), *chain, other], {"atanh": atanh}),
         "log_det": (chain[1:], {"atanh": atanh, "d": case.d}),
         "kl_to_normal": ([*chain, other, other.exp()], {"atanh": atanh}),
     }[name]
@@ -57,6 +58,7 @@ OPERATIONS = {
     "moebius_recurrence": recurrence.moebius_recurrence,
     "colour": functional.colour,
     "log_prob": functional.log_prob,
+    "log_prob_of_draw": functional.log_prob_of_draw,
     "log_det": functional.log_det,
     "kl_to_normal": kl.kl_to_normal,
 }
@@ -162,7 +164,8 @@ def test_gradient_that_is_expanded(case, reduce, name):
     assert_same(list(gradients["numba"]), list(gradients["torch"]), TOLERANCE[torch.float64])
 
 
-@each_operation
+# The derivatives of a draw's density are not those of its number, which is the noise's: see test_draws.py.
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "log_prob_of_draw"])
 @each_parametrisation
 @over(SMALL_CASES)
 def test_derivatives(case, atanh, name):
@@ -382,6 +385,54 @@ def test_without_a_compiler(setup, environment):
     output, errors = in_a_fresh_process(setup, **environment)
     assert output == expected.replace("True", "False")
     assert "more slowly: numba can't be loaded" in errors
+
+
+DRAW = """
+import threading
+import torch
+from ar1_dist import AR1Normal, set_kernels
+set_kernels("numba")
+draw = lambda: AR1Normal(torch.zeros(3), 1.0, 0.5).sample()
+{rest}
+"""
+FORK = """
+import os, signal
+import ar1_dist.numba_operations
+compiling = threading.Event()
+def compile():
+    compiling.set()
+    draw()
+thread = threading.Thread(target=compile)
+thread.start()
+compiling.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    draw()
+    os._exit(0)
+thread.join()
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_compiler_at_work_and_a_cache_that_is_damaged(tmp_path):
+    """A child that is forked while another thread compiles can compile too; and what is kept on disk is not needed."""
+
+    def run(rest):
+        command = [sys.executable, "-c", DRAW.format(rest=rest)]
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=300)
+
+    assert run(FORK).stdout == "0\n"
+    kept = list(tmp_path.rglob("*.nbi"))
+    assert kept
+    for path in kept:
+        path.write_bytes(b"")
+    told = run("draw(), AR1Normal(torch.zeros(3), 1.0, 0.5).entropy()").stderr
+    assert told.count("RuntimeWarning") == 1
+    assert str(kept[0].parent) in told
 
 
 NOWHERE = """

@@ -300,3 +300,21 @@ def test_log_cosh_ratio(x, y):
     expected = mpmath.log(mpmath.cosh(mpmath.mpf(x)) / mpmath.cosh(mpmath.mpf(y)))
     got = _log_cosh_ratio(*torch.tensor([x, y], dtype=torch.float64))
     assert got.item() == pytest.approx(float(expected), rel=1e-11, abs=1e-25)
+
+
+def test_a_divergence_to_a_distribution_without_moments():
+    """What is registered with torch is asked for the divergence alone."""
+
+    class Own(torch.distributions.Distribution):
+        arg_constraints: dict = {}
+        support = torch.distributions.constraints.real
+
+        def __init__(self):
+            super().__init__(torch.Size([3]))
+
+    @torch.distributions.register_kl(torch.distributions.Normal, Own)
+    def _divergence(q, p):
+        return q.loc.square()
+
+    q = AR1Normal(torch.ones(3), 1.0, 0.5)
+    assert_close(kl_divergence(q, Independent(Own(), 1)), 3 + q.total_correlation.double().numpy(), torch.float32)

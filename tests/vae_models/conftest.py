@@ -1,15 +1,44 @@
 """Fixtures that the tests of vae_models share."""
 
+from contextlib import contextmanager
+from threading import Event, Thread
+
 import pytest
 import torch
 
 from vae_models.data import Images, load
+from vae_models.locks import locked
 from vae_models.vae import VAE
 
 
 @pytest.fixture(scope="session")
 def digits() -> Images:
     return load("digits")
+
+
+@pytest.fixture
+def locked_elsewhere():
+    """A context in which a folder is locked as by another process."""
+
+    @contextmanager
+    def elsewhere(folder):
+        locked_now, done = Event(), Event()
+
+        def hold():
+            with locked(folder):
+                locked_now.set()
+                done.wait()
+
+        thread = Thread(target=hold)
+        thread.start()
+        locked_now.wait()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    return elsewhere
 
 
 @pytest.fixture

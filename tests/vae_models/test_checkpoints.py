@@ -23,8 +23,8 @@ class Bomb:
 
 def checkpoint(**parts) -> dict:
     module = torch.nn.Linear(50, 50)
-    names = ("optimizer_states", "lr_schedulers", "loops", "callbacks")
-    return {"state_dict": module.state_dict(), **dict.fromkeys(names), "run": SETTINGS} | parts
+    names = ("optimizer_states", "lr_schedulers", "callbacks")
+    return {"epoch": 3, "state_dict": module.state_dict(), "loops": {}, **dict.fromkeys(names), "run": SETTINGS} | parts
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_missing_and_folder(tmp_path):
 
 
 def test_check(path):
-    check_checkpoint(path, SETTINGS, torch.nn.Linear(50, 50), prefix="")
+    assert check_checkpoint(path, SETTINGS, torch.nn.Linear(50, 50), prefix="") == 4
     for settings, module, prefix in (
         ({"seed": 1}, torch.nn.Linear(50, 50), ""),
         (SETTINGS, torch.nn.Linear(50, 51), ""),

@@ -1,12 +1,15 @@
+import contextlib
 import dataclasses
 import importlib.metadata
 import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -16,7 +19,7 @@ from typer.main import get_command
 import ar1_dist
 from vae_models.cli import _comparison_table, app, main
 from vae_models.config import PRESETS, Config
-from vae_models.data import BINARIZATIONS, DATASETS
+from vae_models.data import BINARIZATIONS, DATASETS, load
 from vae_models.likelihoods import LIKELIHOODS
 from vae_models.networks import NETWORKS
 from vae_models.posteriors import POSTERIORS
@@ -25,7 +28,7 @@ from vae_models.vae import VAE
 
 QUICK = ["--epochs", "2", "--importance-samples", "3", "--latent-dim", "5"]
 PICTURES = ["correlations.png", "curves.png", "reconstructions.png", "samples.png"]
-RUN = ["best.ckpt", "config.json", "interpolations.png", "last.ckpt", "metrics.csv", "metrics.json"]
+RUN = ["best.ckpt", "config.json", "data.json", "interpolations.png", "last.ckpt", "metrics.csv", "metrics.json"]
 RUN = sorted([*RUN, "model.safetensors", "report.html", "traversals.png", *PICTURES])
 
 
@@ -48,11 +51,12 @@ def one_line(text: str) -> str:
 
 
 def contents(folder) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """Without the lock, which stays."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def hashes(folder) -> dict:
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,9 @@ def test_compare_writes_what_it_says(comparison):
     assert result.returncode == 0, result.stderr
     assert contents(folder) == ["runs"]
     out = folder / "runs" / "compare"
-    assert contents(out) == sorted(["ar1", "diagonal", "markov", "metrics.json", "report.html", *PICTURES])
+    assert contents(out) == sorted(
+        ["ar1", "config.json", "diagonal", "markov", "metrics.json", "report.html", *PICTURES]
+    )
     assert result.stdout.splitlines()[-1] == "Wrote metrics.json, pictures and report.html to runs/compare"
     for name in ("ar1", "diagonal", "markov"):
         assert contents(out / name) == RUN
@@ -120,6 +126,29 @@ def test_table_fits_a_pipe_and_agrees_with_the_metrics(comparison):
             f"{figures['seconds_per_epoch']:.2f}",
         ]
         assert lines[place + 1].split() == [f"({figures[name]:.2f})" for name in ("negative_elbo_se", "nll_se")]
+
+
+@pytest.mark.parametrize("columns", [60, 30])
+def test_tables_keep_their_numbers_in_a_narrow_terminal(columns, comparison, trained, capsys, monkeypatch):
+    """The lines of one at 60 columns are no longer than these."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.chdir(comparison[0])
+    assert main(["compare", "--resume"]) == 0
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    assert max(map(len, lines)) <= 60
+    monkeypatch.chdir(trained[0])
+    assert main(["train", "--resume"]) == 0
+    words = " ".join(lines + capsys.readouterr().out.splitlines()).split()
+    for metrics in comparison[0].rglob("compare/metrics.json"):
+        for figures in json.loads(metrics.read_text())["posteriors"].values():
+            assert {f"{figures[name]:.2f}" for name in ("negative_elbo", "kl", "nll", "seconds_per_epoch")} <= set(
+                words
+            )
+            assert {f"({figures[name]:.2f})" for name in ("negative_elbo_se", "nll_se")} <= set(words)
+            assert f"{figures['head_parameters']:,}" in words
+    figures = json.loads((trained[0] / "runs" / "train" / "metrics.json").read_text())
+    assert {f"{figures[name]:.3f}" for name in ("negative_elbo", "kl_se", "total_correlation")} <= set(words)
+    assert not any("\u2026" in word for word in words)
 
 
 def test_table_of_long_numbers_fits_80_columns():
@@ -198,6 +227,32 @@ def test_finished_run_is_kept(trained, capsys, monkeypatch):
     assert hashes(folder) == before
 
 
+def test_finished_run_is_trained_for_more_epochs(trained, tmp_path, capsys, monkeypatch):
+    """With nothing but their number said again. What a notebook's kernel exports does not matter."""
+    shutil.copytree(trained[0], tmp_path / "longer")
+    monkeypatch.chdir(tmp_path / "longer")
+    result = run("train", "--resume", "--epochs", "3", cwd=tmp_path / "longer", MPLBACKEND="module://no.such_backend")
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "longer" / "runs" / "train"
+    assert contents(out) == RUN
+    metrics, config = (json.loads((out / name).read_text()) for name in ("metrics.json", "config.json"))
+    assert metrics["epochs"] == config["run"]["epochs"] == 3
+    assert config["run"]["posterior_options"] == {"rank": 2}
+    assert f"{metrics['nll']:.3f}" in result.stdout
+    before = hashes(out)
+    assert main(["train", "--resume", "--epochs", "2"]) == 2
+    assert "runs/train has been trained for 3 epochs, more than 2" in one_line(capsys.readouterr().err)
+    assert hashes(out) == before
+
+
+def test_comparison_is_trained_for_more_epochs(comparison, tmp_path, monkeypatch):
+    shutil.copytree(comparison[0], tmp_path / "longer")
+    monkeypatch.chdir(tmp_path / "longer")
+    assert main(["compare", *QUICK, "--epochs", "3", "--resume"]) == 0
+    metrics = json.loads(Path("runs", "compare", "metrics.json").read_text())
+    assert [metrics["epochs"], *(each["epochs"] for each in metrics["posteriors"].values())] == [3, 3, 3, 3]
+
+
 def test_evaluate_repeats_the_figures(trained, tmp_path, capsys, monkeypatch):
     folder, _ = trained
     before = hashes(folder)
@@ -205,7 +260,9 @@ def test_evaluate_repeats_the_figures(trained, tmp_path, capsys, monkeypatch):
     command = ["evaluate", str(folder / "runs" / "train"), "--out", str(out)]
     assert main([*command, "--importance-samples", "3"]) == 0
     metrics = json.loads((folder / "runs" / "train" / "metrics.json").read_text())
-    for name, value in json.loads(out.read_text()).items():
+    figures = json.loads(out.read_text())
+    assert figures.pop("split") == "test"
+    for name, value in figures.items():
         assert value == (None if value is None else pytest.approx(metrics[name], rel=1e-6)), name
     assert main([*command, "--importance-samples", "5", "--split", "validation"]) == 0
     figures = json.loads(out.read_text())
@@ -216,6 +273,119 @@ def test_evaluate_repeats_the_figures(trained, tmp_path, capsys, monkeypatch):
     assert "unknown split 'nope'" in one_line(capsys.readouterr().err)
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "config.json does not exist" in one_line(capsys.readouterr().err)
+
+
+OF_A_FOLDER = [*QUICK, "--dataset", "folder", "--data-root", ".", "--posterior", "diagonal", "--posterior", "ar1"]
+
+
+@pytest.fixture(scope="module")
+def of_a_folder(tmp_path_factory):
+    """A comparison on the images in the very folder in which the command is called, which has twenty of them."""
+    folder = tmp_path_factory.mktemp("of_a_folder")
+    for i, digit in enumerate(load("digits").test[:20, 0]):
+        Image.fromarray((255 * digit).byte().numpy()).save(folder / f"{i:02}.png")
+    copy = folder / "copy.png"
+    copy.write_bytes((folder / "00.png").read_bytes())
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
+        patch.chdir(folder)
+        assert main(["compare", *OF_A_FOLDER]) == 0
+    return folder, said.getvalue()
+
+
+def test_pictures_of_runs_are_not_trained_on(of_a_folder, capsys, monkeypatch):
+    """Each posterior's run and a comparison that is resumed find the same images."""
+    folder, error = of_a_folder
+    records = {(folder / "runs/compare" / name / "data.json").read_text() for name in ("ar1", "diagonal")}
+    (record,) = map(json.loads, records)
+    assert sorted(name for each in record["files"].values() for name in each) == [f"{i:02}.png" for i in range(20)]
+    said = "vae-models: copy.png is a copy of another image in ., and equal files count as one image: there are 20"
+    assert [line for line in error.splitlines() if "copy" in line] == [said]
+    monkeypatch.chdir(folder)
+    assert main(["sample", "runs/compare/ar1"]) == 0
+    before = hashes(folder)
+    assert main(["compare", *OF_A_FOLDER, "--resume"]) == 0
+    assert main(["evaluate", "runs/compare/ar1", "--importance-samples", "2"]) == 0
+    assert {path: content for path, content in hashes(folder).items() if path.name != "report.html"} == {
+        path: content for path, content in before.items() if path.name != "report.html"
+    }
+
+
+def test_other_images_are_refused(of_a_folder, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "images"
+    shutil.copytree(of_a_folder[0], folder)
+    Image.new("L", (8, 8)).save(folder / "new.png")
+    (folder / "copy.png").unlink()
+    monkeypatch.chdir(folder)
+    before = hashes(folder)
+    commands = [
+        ["evaluate", "runs/compare/ar1"],
+        ["evaluate", "runs/compare/ar1", "--data-root", str(folder), "--split", "train"],
+        ["compare", *OF_A_FOLDER, "--resume"],
+    ]
+    for command in commands:
+        assert main(command) == 2
+        error = one_line(capsys.readouterr().err)
+        assert re.search(
+            r"not those that the run runs/compare/\w+ was trained on: 1 image was added: new.png\. ", error
+        )
+        assert "--images" in error
+    assert hashes(folder) == before
+
+
+def test_evaluate_on_other_images(of_a_folder, trained, tmp_path, capsys, monkeypatch):
+    folder, out = tmp_path / "images", tmp_path / "figures.json"
+    shutil.copytree(of_a_folder[0], folder)
+    run = folder / "runs" / "compare" / "ar1"
+    Image.new("L", (8, 8)).save(folder / "new.png")
+    before = hashes(folder)
+    command = ["evaluate", str(run), "--importance-samples", "2"]
+    assert main([*command, "--images", str(folder), "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    figures = json.loads(out.read_text())
+    assert (figures["num_images"], figures["images"], figures["seen_in_training"]) == (21, str(folder), 16)
+    assert "split" not in figures
+    said = f"Evaluated on all 21 images in {folder}, of which the run saw 16 in its training"
+    assert captured.out.splitlines()[-1] == said
+    assert main(["evaluate", str(trained[0] / "runs" / "train"), "--images", str(folder), "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["seen_in_training"] is None
+    capsys.readouterr()
+    for arguments, said in [
+        (["--images", str(folder), "--split", "train"], "--split is about the run's own images"),
+        (["--images", str(folder), "--data-root", "x"], "--data-root is about the run's own images"),
+        (["--images", str(folder / "none")], f"{folder / 'none'} does not exist"),
+        (["--out", str(run / "metrics.json")], "metrics.json is a file of the run"),
+        (["--out", str(run / ".." / "ar1" / "config.json")], "config.json is a file of the run"),
+    ]:
+        assert main([*command, *arguments]) == 2
+        assert said in one_line(capsys.readouterr().err)
+    assert hashes(folder) == before
+
+
+def test_images_that_were_moved(of_a_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(of_a_folder[0] / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", "runs/compare/ar1", "--importance-samples", "2"]
+    assert main(command) == 2
+    assert "the folder . holds 0 images" in one_line(capsys.readouterr().err)
+    assert main([*command, "--data-root", str(of_a_folder[0])]) == 0
+    run = tmp_path / "runs" / "compare" / "ar1"
+    for name in ("metrics.json", "model.safetensors"):
+        (run / name).unlink()
+    assert main(["train", "--out", str(run), "--resume", "--data-root", str(of_a_folder[0])]) == 0
+    assert json.loads((run / "metrics.json").read_text())["num_images"] == 4
+
+
+def test_a_run_downloads_nothing_to_where_it_says(trained, tmp_path, capsys):
+    folder, run = trained[0] / "runs" / "train", tmp_path / "run"
+    shutil.copytree(folder, run)
+    settings = json.loads((run / "config.json").read_text())
+    settings["run"] |= {"dataset": "mnist", "data_root": str(tmp_path / "elsewhere")}
+    (run / "config.json").write_text(json.dumps(settings))
+    for command in (["evaluate", str(run)], ["train", "--out", str(run), "--resume", "--epochs", "9"]):
+        assert main(command) == 2
+        assert "MNIST is not whole" in one_line(capsys.readouterr().err)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_sample(trained, tmp_path, capsys, monkeypatch):
@@ -268,6 +438,157 @@ def test_rank_needs_one_of_the_posteriors(tmp_path):
         assert json.loads((tmp_path / name / "config.json").read_text())["run"]["posterior_options"] == options
 
 
+# --- What is there already ---
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_resume_of_nothing(command, tmp_path, capsys, monkeypatch):
+    """It would start another model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for out in ("missing", "empty"):
+        for options in ([], QUICK):
+            assert main([command, "--resume", "--out", out, *options]) == 2
+            said = one_line(capsys.readouterr().err)
+            assert re.search(rf"{out} holds no (run|comparison) to resume: leave out --resume to start one", said)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+
+
+def test_existing_run_names_the_ways_on(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    for options in ([], ["--resume", "--seed", "3"]):
+        assert main(["train", *options]) == 2
+        assert "--overwrite" in one_line(capsys.readouterr().err)
+
+
+def test_comparison_is_resumed_without_its_settings(comparison, tmp_path, capsys, monkeypatch):
+    """As after a stop in the second posterior."""
+    shutil.copytree(comparison[0], tmp_path / "stopped")
+    monkeypatch.chdir(tmp_path / "stopped")
+    out = Path("runs", "compare")
+    expected = json.loads((out / "metrics.json").read_text())
+    for name in ("metrics.json", "report.html", "ar1/metrics.json", "ar1/model.safetensors"):
+        (out / name).unlink()
+    shutil.rmtree(out / "markov")
+    assert main(["compare", "--resume"]) == 0
+    again = json.loads((out / "metrics.json").read_text())
+    for metrics in (again, expected):
+        for figures in metrics["posteriors"].values():
+            figures.pop("seconds_per_epoch")
+    assert again == expected
+
+
+def test_run_and_comparison_are_not_taken_for_each_other(trained, comparison, capsys, monkeypatch):
+    before = hashes(trained[0]), hashes(comparison[0])
+    for options in (["--overwrite"], ["--resume"]):
+        assert main(["compare", *QUICK, *options, "--out", str(trained[0] / "runs" / "train")]) == 2
+        assert re.search("holds (a run, not a comparison|no comparison)", one_line(capsys.readouterr().err))
+        assert main(["train", *QUICK, *options, "--out", str(comparison[0] / "runs" / "compare")]) == 2
+        assert "holds a comparison of the runs diagonal, ar1, markov, not a run" in one_line(capsys.readouterr().err)
+    assert (hashes(trained[0]), hashes(comparison[0])) == before
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["sample"], ["train", "--resume", "--out"], ["train", "--out"]])
+def test_comparison_in_place_of_a_run_names_its_runs(command, comparison, capsys, monkeypatch):
+    monkeypatch.chdir(comparison[0])
+    assert main([*command, "runs/compare"]) == 2
+    said = one_line(capsys.readouterr().err)
+    assert "holds a comparison of the runs diagonal, ar1, markov, not a run: name one of them" in said
+    assert said.endswith(", such as runs/compare/diagonal\n")
+
+
+@pytest.mark.parametrize(("command", "suffix"), [("sample", "PNG"), ("evaluate", "JSON")])
+def test_ending_of_an_output_says_what_is_in_it(command, suffix, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.jpg", "x.JPEG", "x.pdf", "x.csv"):
+        assert main([command, str(trained[0] / "runs" / "train"), "--out", name]) == 2
+        said = f"{name} is to end in .{suffix.lower()}: a {suffix} file is written"
+        assert said in one_line(capsys.readouterr().err)
+    assert contents(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_outputs_replace_no_file_of_a_run(command, trained, tmp_path, capsys, monkeypatch):
+    shutil.copytree(trained[0] / "runs" / "train", tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()  # the run is not finished by this one
+    before = hashes(tmp_path / "run")
+    for folder in (tmp_path / "run", tmp_path / "link", Path(".")):
+        for name in ("config.json", "metrics.json", "model.safetensors", "samples.png", "report.html"):
+            assert main([command, str(tmp_path / "run"), "--out", str(folder / name)]) == 2
+            assert f"{name} is a file of the run: name another one" in one_line(capsys.readouterr().err)
+    assert hashes(tmp_path / "run") == before
+    assert main([command, str(tmp_path / "run"), "--out", "/dev/null"]) == 2
+    assert "cannot write /dev/null: it is there and is not a file" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", [["train", "--overwrite"], ["train", "--resume"], ["compare", "--overwrite"]])
+def test_folder_that_another_process_is_at(command, trained, comparison, capsys, monkeypatch, locked_elsewhere):
+    name = command[0]
+    folder = {"train": trained, "compare": comparison}[name][0]
+    monkeypatch.chdir(folder)
+    before = hashes(folder)
+    with locked_elsewhere(folder / "runs" / name):
+        assert main([*command, *(QUICK if "--overwrite" in command else [])]) == 2
+    assert f"runs/{name} is in use by process {os.getpid()}" in one_line(capsys.readouterr().err)
+    assert hashes(folder) == before
+
+
+def test_settings_of_a_stranger(trained, tmp_path, capsys, monkeypatch):
+    """Types and names are checked, and no text is taken for mark-up."""
+    shutil.copytree(trained[0] / "runs" / "train", tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    changes = [
+        {"epochs": "2"},
+        {"batch_size": 0},
+        {"posterior_options": []},
+        {"preset": None},
+        {"objective": {"beta": ""}},
+    ]
+    for change in changes:
+        path.write_text(json.dumps(config | {"run": config["run"] | change}))
+        for command in (["train", "--resume", "--out"], ["evaluate"], ["sample"]):
+            assert main([*command, str(tmp_path / "run")]) == 2
+            assert f"{path} does not hold the settings of a run" in one_line(capsys.readouterr().err)
+    path.write_text(json.dumps(config | {"run": config["run"] | {"preset": "[/bold] [red]x"}}))
+    assert main(["evaluate", str(tmp_path / "run"), "--importance-samples", "2"]) == 0
+    assert "[/bold] [red]x preset" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "run" / "metrics.json").write_text("null")
+    path.write_text(json.dumps(config))
+    assert main(["train", "--resume", "--out", str(tmp_path / "run")]) == 2
+    assert "metrics.json does not hold the final figures of a run" in one_line(capsys.readouterr().err)
+
+
+def test_comparison_of_a_stranger(comparison, tmp_path, capsys):
+    shutil.copytree(comparison[0] / "runs" / "compare", tmp_path / "compare")
+    path = tmp_path / "compare" / "config.json"
+    config = json.loads(path.read_text())["comparison"]
+    for stored in ({"..": config["ar1"]}, {"markov": config["ar1"]}, {"ar1": config["ar1"] | {"epochs": "1"}}, {}, []):
+        path.write_text(json.dumps({"comparison": stored}))
+        assert main(["compare", "--resume", "--out", str(tmp_path / "compare")]) == 2
+        assert f"{path} does not hold a comparison" in one_line(capsys.readouterr().err)
+    shutil.rmtree(tmp_path / "compare" / "ar1")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "compare" / "ar1").symlink_to(tmp_path / "outside")
+    path.write_text(json.dumps({"comparison": config}))
+    assert main(["compare", "--resume", "--out", str(tmp_path / "compare")]) == 2
+    assert "compare/ar1 is a link, to which nothing is written" in one_line(capsys.readouterr().err)
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+def test_names_that_no_terminal_can_print(tmp_path):
+    """A name of bytes that are no UTF-8, for the data and for the run, and a terminal of ASCII alone."""
+    name = os.fsdecode(b"d\xff\xfc\xe9")
+    out = f"{name}ρ"
+    result = run("train", *QUICK, "--data-root", name, "--out", out, cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    assert contents(tmp_path / out) == RUN
+    assert main(["train", "--resume", "--out", str(tmp_path / out), "--epochs", "3"]) == 0
+
+
 # --- Bad input ---
 
 
@@ -299,6 +620,11 @@ def test_rank_needs_one_of_the_posteriors(tmp_path):
         (["--nope"], "--nope"),
         (["--resume", "--overwrite"], "either resumed or overwritten"),
         (["--accelerator", "nope"], "nope"),
+        (["--accelerator", "tpu"], ""),
+        (["--precision", "nope"], "nope"),
+        (["--strategy", "nope"], "nope"),
+        (["--batch-size", "1", "--devices", "2", "--accelerator", "cpu"], "can't be shared by 2 processes"),
+        (["--out", "x" * 300], "File name too long"),
         (["--out", "{file}"], "{file} is not a folder"),
         (["--out", "{file}/below"], "cannot write to the folder {file}/below"),
         (["--dataset", "mnist", "--data-root", "{file}"], "{file} is not a folder"),
@@ -307,7 +633,7 @@ def test_rank_needs_one_of_the_posteriors(tmp_path):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input(command, arguments, said, tmp_path, capsys, monkeypatch):
-    """One line on standard error, exit code 2, no training, and nothing written but empty folders."""
+    """One line on standard error, exit code 2, no training, and nothing written, not even a folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(VAEModule, "training_step", lambda *_: pytest.fail("trained"))
     file = tmp_path / "file"
@@ -316,8 +642,7 @@ def test_bad_input(command, arguments, said, tmp_path, capsys, monkeypatch):
     captured = capsys.readouterr()
     assert said.format(file=file) in one_line(captured.err)
     assert captured.out == ""
-    written = [path.name for path in tmp_path.rglob("*") if path.is_file()]
-    assert [name for name in written if name != "config.json"] == ["file"]
+    assert list(tmp_path.rglob("*")) == [file]
 
 
 def test_missing_data_set_and_no_network(tmp_path, capsys, monkeypatch):
@@ -328,6 +653,30 @@ def test_missing_data_set_and_no_network(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert main(["train", "--dataset", "mnist", "--data-root", str(tmp_path / "data"), "--out", str(out)]) == 2
     assert "network is unreachable" in one_line(capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(), OSError(""), MemoryError(), ValueError(), ValueError("\n")], ids=repr)
+def test_error_that_says_nothing(error, tmp_path, capsys, monkeypatch):
+    """It is named by its type: no line ends at a colon, or is empty."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("vae_models.runs.read_config", fail)
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert type(error).__name__ in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory\nat x")])
+def test_too_little_memory(error, tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("vae_models.vae.VAE.build", fail)
+    assert main(["train", "--out", str(tmp_path / "out")]) == 2
+    assert "there is not enough memory" in one_line(capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_torchvision_that_does_not_import(tmp_path):
@@ -362,7 +711,13 @@ def test_ctrl_c_keeps_the_last_checkpoint(tmp_path):
     assert error.splitlines()[-1].startswith("vae-models: interrupted; what is finished is kept")
     assert "Traceback" not in error
     assert out == ""
-    assert contents(tmp_path / "runs" / "train") == ["best.ckpt", "config.json", "last.ckpt", "metrics.csv"]
+    assert contents(tmp_path / "runs" / "train") == [
+        "best.ckpt",
+        "config.json",
+        "data.json",
+        "last.ckpt",
+        "metrics.csv",
+    ]
     assert len((tmp_path / "runs" / "train" / "metrics.csv").read_text().splitlines()) == 1 + 2
 
 
@@ -414,6 +769,15 @@ def test_help_names_every_setting(command, tmp_path):
     for field in dataclasses.fields(Config):
         if not field.name.endswith("_options") and field.name != "objective":
             assert f"--{field.name.replace('_', '-')} " in result.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["evaluate"], ["sample"], ["reproduce"]])
+def test_short_option_shows_the_help(command, capsys):
+    shown = []
+    for option in ("-h", "--help"):
+        assert main([*command, option]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != ""
 
 
 def test_help_is_quick(tmp_path):

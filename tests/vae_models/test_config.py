@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -35,3 +36,26 @@ def test_foreign_settings(change):
         del value["seed"]
     with pytest.raises(ValueError, match=f"settings {next(iter(change))} are missing or unknown"):
         Config.from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", "3"),
+        ("epochs", 0),
+        ("epochs", 2.5),
+        ("seed", True),
+        ("preset", ["vanilla"]),
+        ("data_root", None),
+        ("color", 1),
+        ("image_size", "8"),
+        ("learning_rate", "fast"),
+        ("network_options", [1]),
+        ("early_stopping", "never"),
+    ],
+)
+def test_values_of_another_type(name, value):
+    """A file of settings can come from anywhere."""
+    with pytest.raises(ValueError, match=rf"^{name} = {re.escape(repr(value))} is no value of that setting$"):
+        Config.from_json(Config().to_json() | {name: value})
+    assert Config.from_json(Config().to_json() | {"learning_rate": 1, "image_size": 8}).learning_rate == 1

@@ -197,7 +197,7 @@ def test_active_units():
         head.loc.weight.copy_(torch.diag(torch.tensor([0.0101, 0.0099, 0.0]).sqrt()))
         head.loc.bias.copy_(torch.tensor([0.0, 0.0, 5.0]))
     decoder = nn.Sequential(nn.Linear(3, 3), nn.Unflatten(-1, (1, 1, 3)))
-    vae = VAE(nn.Flatten(), head, decoder, 3)
+    vae = VAE(nn.Flatten(), head, decoder, 3, likelihood=Gaussian(1.0))
     x = torch.randn(50, 1, 1, 3)
     x = (x - x.mean(0)) / x.std(0)
     assert evaluate(vae, x, num_samples=1)["active_units"] == 1
@@ -322,3 +322,26 @@ def test_interpolate(build):
     with torch.no_grad():
         middle = vae.decode((vae.encode(first).mean + vae.encode(second).mean) / 2).mean
     torch.testing.assert_close(images[:, 2], middle)
+
+
+def test_images_of_the_wrong_meaning(build):
+    vae, good = build("ar1"), torch.rand(5, 1, 8, 8)
+    calls = [
+        lambda x: evaluate(vae, x, num_samples=1),
+        lambda x: mean_correlation(vae, x),
+        lambda x: most_active_latents(vae, x, 2),
+        lambda x: traverse(vae, x[0], [0], [1.0]),
+        lambda x: interpolate(vae, x, x, 3),
+    ]
+    for call in calls:
+        call(good.double())
+        for x in (good.squeeze(1), (255 * good).byte()):
+            with pytest.raises(ValueError, match=r"must be a floating-point tensor of shape \(N, 1, 8, 8\)"):
+                call(x)
+        for x in (255 * good, 2 * good - 1, good / 0):
+            with pytest.raises(ValueError, match=r"must be finite and within Interval"):
+                call(x)
+    with pytest.raises(ValueError, match=r"latents must be from 0 to 3, got \[0, -1\]"):
+        traverse(vae, good[0], [0, -1], [1.0])
+    with pytest.raises(ValueError, match=r"pairs and steps are needed, got \(5, 1, 8, 8\), \(1, 1, 8, 8\) and 3"):
+        interpolate(vae, good, good[:1], 3)

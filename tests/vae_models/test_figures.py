@@ -214,3 +214,13 @@ def test_png(tmp_path):
         image.load()
         assert image.format == "PNG"
         assert image.size == (1050, 675)
+
+
+@pytest.mark.parametrize("x", [torch.rand(4, 8, 8), torch.rand(4, 8, 8, 1), torch.zeros(4, 1, 8, 8).byte()])
+def test_images_of_the_wrong_meaning(x):
+    with pytest.raises(ValueError, match="a figure needs floating-point images"):
+        figures.samples({"ar1": x}, title="title")
+    with pytest.raises(ValueError, match="a figure needs floating-point images"):
+        figures.reconstructions(x, {"ar1": x}, title="title")
+    with pytest.raises(ValueError, match="is not the originals' shape"):
+        figures.reconstructions(torch.rand(4, 1, 8, 8), {"ar1": x[:2]}, title="title")

@@ -1,13 +1,16 @@
 import base64
+import os
 import re
 from html.parser import HTMLParser
 
 import pytest
 import torch
 
+from vae_models.evaluation import evaluate
 from vae_models.figures import correlations, png
 from vae_models.files import FileError
 from vae_models.report import Picture, render, write_report
+from vae_models.vae import VAE
 
 RESULTS = {
     "diagonal": {"nll": 90.0, "nll_se": 0.3, "kl": 20.0, "kl_se": 0.1, "mean_abs_rho": None, "active_units": 9},
@@ -136,6 +139,39 @@ def test_settings():
     ]
 
 
+def meanings(parsed: Page) -> dict[str, str]:
+    return dict(zip(parsed.text["dt"], parsed.text["dd"], strict=True))
+
+
+def test_every_metric_is_explained_below_the_table():
+    """All that evaluating and comparing give, whether there is one run or several."""
+    figures = evaluate(VAE.build((1, 8, 8), latent_dim=3), torch.rand(4, 1, 8, 8), num_samples=2)
+    figures |= {"head_parameters": 9, "epochs": 3, "best_epoch": 2, "seconds_per_epoch": 0.5}
+    for results in ({"a": figures}, {"a": figures, "b": figures}):
+        parsed = page(results)
+        assert [row[0] for row in parsed.rows[1:]] == list(meanings(parsed))
+        assert ("details", {"open": None}) in parsed.tags
+
+
+def note(results, **settings) -> str:
+    return page(results, settings=settings).text["p"][0]
+
+
+def test_few_effective_samples_are_said():
+    few, enough = {"nll": 88.0, "effective_sample_size": 1.4}, {"nll": 88.0, "effective_sample_size": 2.0}
+    assert "Of a, c NLL and gap are loose" in note({"a": few, "b": enough, "c": few})
+    assert "loose" not in note({"b": enough, "d": {"nll": 1.0}})
+    assert "is at least so much" in meanings(page({"a": {"gap": 1.0}}))["Gap"]
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "binarize", "said"),
+    [("bernoulli", "none", True), ("bernoulli", "static", False), ("gaussian", "none", False)],
+)
+def test_grey_values_under_the_bernoulli_likelihood_have_no_bound(likelihood, binarize, said):
+    assert ("no bounds on" in note(RESULTS, likelihood=likelihood, binarize=binarize)) == said
+
+
 def test_pictures(picture):
     parsed = page(pictures=[picture])
     ((_, image),) = [each for each in parsed.tags if each[0] == "img"]
@@ -186,3 +222,10 @@ def test_write(tmp_path, picture):
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(FileError, match="nowhere"):
         write_report(tmp_path / "nowhere" / "report.html", **arguments)
+
+
+def test_folder_whose_name_is_no_utf8(picture, tmp_path):
+    path = tmp_path / "report.html"
+    settings = {"data_root": os.fsdecode(b"caf\xe9")}
+    write_report(path, title="t", settings=settings, results=RESULTS, pictures=[picture])
+    assert ["data_root", "caf\\udce9"] in Page(path.read_text(encoding="utf-8")).rows

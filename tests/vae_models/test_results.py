@@ -6,7 +6,7 @@ from PIL import Image
 
 from vae_models import evaluation, results, runs
 from vae_models.config import Config
-from vae_models.files import read_json
+from vae_models.files import FileError, read_json
 
 CONFIG = Config(epochs=3, latent_dim=4, importance_samples=5, posterior="markov", network_options={"hidden": 20})
 PICTURES = ["correlations.png", "curves.png", "reconstructions.png", "samples.png"]
@@ -79,6 +79,33 @@ def test_compare(run, tmp_path):
     assert written["posteriors"] == compared
     assert written["latent_dim"] == 4
     assert "posterior" not in written
+    report, own_report = (
+        path.read_text(encoding="utf-8") for path in (tmp_path / "report.html", run.folder / "report.html")
+    )
+    assert '<th scope="row">posterior</th>' in own_report
+    assert '<th scope="row">posterior' not in report
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["diagonal", "metrics.json", "report.html", *PICTURES]
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("null", "does not hold the final figures of a run"),
+        ("[1]", "does not hold the final figures of a run"),
+        ('{"nll": 1.0}', "does not hold the final figures of a run"),
+        ("{", "is damaged"),
+        ("nll", "has nll = '1', which is no number"),
+        ("epochs", "has epochs = '1', which is no number"),
+    ],
+)
+def test_final_figures_that_are_none(content, said, run):
+    metrics = results.finish(runs.train(CONFIG, run.folder, resume=True), CONFIG)
+    path = run.folder / "metrics.json"
+    path.write_text(json.dumps(metrics | {content: "1"}) if content in metrics else content)
+    try:
+        with pytest.raises(FileError, match=rf"^{path} {said}"):
+            results.finish(runs.train(CONFIG, run.folder, resume=True), CONFIG)
+    finally:
+        path.unlink()

@@ -13,16 +13,23 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from pyro.infer import TraceMeanField_ELBO
-from rich.console import Console
-from rich.progress import Progress
 from torch.distributions import kl_divergence
 
+from vae_models.checkpoints import EpochCheckpoint
 from vae_models.config import PRESETS, Config
 from vae_models.data import Images, load
 from vae_models.objectives import Objective
 from vae_models.posteriors import POSTERIORS
 from vae_models.runs import read_metrics
-from vae_models.training import History, ImageData, ProgressLine, ShardedBatches, VAEModule, fit, loss_per_image
+from vae_models.training import (
+    History,
+    ImageData,
+    ShardedBatches,
+    VAEModule,
+    check_batches,
+    fit,
+    loss_per_image,
+)
 from vae_models.vae import VAE
 
 every_posterior = pytest.mark.parametrize("posterior", POSTERIORS)
@@ -262,6 +269,38 @@ def test_dynamic_binarisation(few):
     assert all(torch.equal(x, few.validation) for x in batches.validation)
 
 
+@pytest.mark.parametrize("part", ["train", "validation"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda x: x.squeeze(1), r"must be a floating-point tensor of shape \(N, 1, 8, 8\)"),
+        (lambda x: (255 * x).byte(), r"must be a floating-point tensor .* got torch.uint8"),
+        (lambda x: x[:0], r"must be .*N > 0, got torch.float32 of shape \(0, 1, 8, 8\)"),
+        (lambda x: 255 * x, r"must be finite and within Interval\(lower_bound=0.0, upper_bound=1.0\), got \d+"),
+        (lambda x: x / 0, r"must be finite and within Interval\(.*\), got (nan|inf)"),
+    ],
+)
+def test_images_of_the_wrong_meaning(part, wrong, said, few):
+    """Before anything is trained or written."""
+    images = few._replace(**{part: wrong(getattr(few, part))})
+    with pytest.raises(ValueError, match=rf"^images.{part} {said}"):
+        trained(images, callbacks=[StartsNot()])
+
+
+class StartsNot(Callback):
+    def on_fit_start(self, *args):
+        pytest.fail("started")
+
+
+def test_images_of_another_precision(few):
+    """Doubles, as NumPy gives them, train what floats do."""
+    doubles = Images(*(images.double() for images in few))
+    assert trained(doubles)[1].column("train_loss") == trained(few)[1].column("train_loss")
+    config = Config(latent_dim=4, epochs=2)
+    for precision in ("64-true", "bf16-true"):
+        assert len(fit(build(config), few, config, precision=precision).rows) == 2
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 65, 129, 1000])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_sharded_batches(size, world_size):
@@ -286,6 +325,49 @@ def test_batch_normalisation_with_a_last_batch_of_one(digits):
     images = Images(digits.train[:129], digits.validation[:20], digits.test[:20])
     _, history = trained(images, network="dcgan", network_options={"channels": (4, 8), "hidden": 16}, epochs=1)
     assert history.rows[0]["train_loss"] > 0
+
+
+SMALL_DCGAN = {"network": "dcgan", "network_options": {"channels": (4, 8), "hidden": 16}}
+
+
+@pytest.mark.parametrize(("size", "batch_size", "processes"), [(1, 128, 1), (3, 2, 1), (4, 1, 1), (5, 5, 3)])
+def test_batch_of_one_image_and_batch_normalisation_are_refused_before_the_training(
+    size, batch_size, processes, digits, monkeypatch
+):
+    images = Images(digits.train[:size], digits.validation[:5], digits.test[:5])
+    vae = build(Config(latent_dim=4, **SMALL_DCGAN))
+    with pytest.raises(
+        ValueError, match=f"^batch normalisation needs two images.* and {size} training images .* {batch_size}"
+    ):
+        check_batches(vae, size, batch_size, processes)
+    check_batches(build(Config(latent_dim=4)), size, batch_size, processes)
+    if processes == 1:
+        monkeypatch.setattr(VAEModule, "training_step", lambda *_: pytest.fail("trained"))
+        with pytest.raises(ValueError, match="^batch normalisation needs two images"):
+            trained(images, batch_size=batch_size, **SMALL_DCGAN)
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(2, 128), (4, 3), (4, 2), (5, 4), (5, 3)])
+def test_few_images_and_batch_normalisation(size, batch_size, digits):
+    images = Images(digits.train[:size], digits.validation[:1], digits.test[:5])
+    _, history = trained(images, batch_size=batch_size, epochs=1, **SMALL_DCGAN)
+    assert history.rows[0]["train_loss"] > 0
+
+
+def test_one_image_to_train_on_and_one_to_validate_with(digits):
+    _, history = trained(Images(digits.train[:1], digits.validation[:1], digits.test[:0]), epochs=2)
+    assert len(history.rows) == 2
+
+
+def test_goes_on_from_a_checkpoint_of_the_same_images_alone(few, tmp_path):
+    trained(few, [EpochCheckpoint(tmp_path / "last.ckpt", {})], epochs=1)
+    config = Config(latent_dim=4, epochs=2)
+    history = fit(build(config), few._replace(test=few.test.clone()), config, checkpoint=tmp_path / "last.ckpt")
+    assert history.column("epoch") == [1, 2]
+    for name in ("train", "validation", "test"):
+        images = few._replace(**{name: getattr(few, name).flip(0)})
+        with pytest.raises(ValueError, match="^the checkpoint is one of training on other images"):
+            fit(build(config), images, config, checkpoint=tmp_path / "last.ckpt")
 
 
 def test_two_vaes_in_one_process_train_apart(few):
@@ -347,24 +429,63 @@ def test_quiet_and_leaves_no_files(few, tmp_path, monkeypatch, capfd):
 def test_module_trains_with_the_users_own_trainer(few, tmp_path):
     vae = VAE.build((1, 8, 8), latent_dim=4)
     before = loss_per_image(vae, few.train).item()
-    trainer = pl.Trainer(
-        max_epochs=30, logger=False, enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path
-    )
+    plain = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_epochs=30, default_root_dir=tmp_path, **plain)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(few.train), batch_size=50)
     trainer.fit(VAEModule(vae, plateau_patience=3), loader)
     assert loss_per_image(vae, few.train).item() < 0.75 * before
+    bytes_loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(255 * few.train), batch_size=50)
+    with pytest.raises(ValueError, match="images must be finite and within Interval"):
+        pl.Trainer(max_epochs=1, default_root_dir=tmp_path, **plain).fit(VAEModule(vae), bytes_loader)
 
 
-def test_progress_line(few):
-    console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
-    with Progress(console=console) as progress:
-        task = progress.add_task("ar1", start=False, epoch="", loss="")
-        _, history = trained(few, callbacks=[ProgressLine(progress, task)])
-    (line,) = progress.tasks
-    assert line.finished
-    assert line.completed == 3 * 2
-    loss = history.column("validation_negative_elbo")[-1]
-    assert line.fields == {"epoch": "epoch 3/3", "loss": f"loss {loss:.2f}"}
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({name: 1} for name in ("max_epochs", "min_epochs", "max_steps", "min_steps", "gradient_clip_val")),
+        *({name: 2} for name in ("check_val_every_n_epoch", "val_check_interval", "overfit_batches")),
+        *({name: True} for name in ("fast_dev_run", "barebones", "use_distributed_sampler")),
+        *({name: 0} for name in ("limit_val_batches", "limit_train_batches")),
+        {"max_time": "00:00:01:00"},
+    ],
+    ids=str,
+)
+def test_options_of_lightning_that_are_refused_by_name(option, few):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"^Lightning's option {name} (is not taken: the training has|must leave)"):
+        fit(build(Config()), few, Config(), **option)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limit_train_batches": 2},
+        {"limit_train_batches": 0.5},
+        {"limit_val_batches": 1},
+        {"num_sanity_val_steps": 1},
+        {"accumulate_grad_batches": 3},
+        {"reload_dataloaders_every_n_epochs": 1},
+        {"logger": True, "enable_checkpointing": True},
+        {"deterministic": True, "inference_mode": False, "enable_model_summary": True, "enable_progress_bar": True},
+    ],
+    ids=str,
+)
+def test_options_of_lightning_that_work(options, few, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config(latent_dim=4, epochs=3, batch_size=50)
+    vae = build(config)
+    history = fit(vae, few, config, **options)
+    assert history.column("epoch") == [1, 2, 3]
+    for name in ("train_loss", "validation_negative_elbo"):
+        assert history.column(name)[2] < history.column(name)[0]
+    assert min(history.column("seconds")) > 0
+
+
+def test_history_prints_its_outcome():
+    history = History()
+    assert repr(history) == "History(0 epochs)"
+    history.rows = [{"epoch": i + 1, "validation_negative_elbo": loss} for i, loss in enumerate([3.0, 1.25, 2.0])]
+    assert repr(history) == "History(3 epochs, least validation_negative_elbo: 1.25 in epoch 2)"
 
 
 def test_ctrl_c_is_a_keyboard_interrupt(few):
@@ -393,6 +514,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from vae_models import data, runs
 from vae_models.config import PRESETS, Config
+from vae_models.data_record import of_tensors
 
 torch.set_num_threads(1)
 
@@ -416,7 +538,8 @@ class Watch(Callback):
 
 
 digits = data.load("digits")
-data.load = lambda *_, **__: data.Images(digits.train[:203], digits.validation[:91], digits.test[:5])
+few = data.Images(digits.train[:203], digits.validation[:91], digits.test[:5])
+data.load_with_record = lambda *_, **__: (few, of_tensors(few))
 network_options = {"channels": (4, 8), "hidden": 16}
 config = Config(epochs=2, batch_size=64, latent_dim=4, network="dcgan", network_options=network_options)
 run = runs.train(config, f"{sys.argv[1]}/run", callbacks=[Watch()], accelerator="cpu", devices=2, strategy="ddp")
@@ -471,7 +594,7 @@ def test_two_processes(tmp_path, digits):
     for name in ("main.pt", "other.pt"):
         torch.testing.assert_close(torch.load(tmp_path / name, weights_only=True), final, rtol=0, atol=0)
     assert {path.name for path in (tmp_path / "run").iterdir() if path.is_file()} == {
-        *("config.json", "metrics.csv", "best.ckpt", "last.ckpt", "model.safetensors")
+        *(".lock", "config.json", "data.json", "metrics.csv", "best.ckpt", "last.ckpt", "model.safetensors")
     }
 
 

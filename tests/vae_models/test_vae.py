@@ -1,6 +1,8 @@
 import copy
 import math
 import pickle
+import re
+from functools import partial
 
 import pyro
 import pytest
@@ -215,6 +217,98 @@ def test_mixed_precision_does_not_round_the_distributions(posterior, build, digi
     assert p.mean.dtype == p.log_prob(x).dtype == torch.float32
 
 
+# --- Images of the wrong meaning ---
+
+GREY = torch.linspace(0, 1, 320).reshape(5, 1, 8, 8)
+WRONG_SHAPES = {
+    "without channels": GREY.squeeze(1),
+    "channels last": GREY.movedim(1, -1),
+    "another size": torch.ones(5, 1, 9, 9),
+    "colours": GREY.expand(-1, 3, -1, -1),
+    "one image": GREY[0],
+    "bytes": (255 * GREY).byte(),
+    "an array": GREY.numpy(),
+}
+WRONG_VALUES = {
+    "0 to 255": 255 * GREY,
+    "-1 to 1": 2 * GREY - 1,
+    "nan": GREY.index_fill(0, torch.tensor([3]), torch.nan),
+}
+TAKES_IMAGES = {
+    "encode": lambda vae, x: vae.encode(x),
+    "reconstruct": lambda vae, x: vae.reconstruct(x),
+    "log_likelihood": lambda vae, x: vae.log_likelihood(x, 2),
+    "model": lambda vae, x: vae.model(x),
+    "guide": lambda vae, x: vae.guide(x),
+    "SVI": lambda vae, x: SVI(vae.model, vae.guide, pyro.optim.SGD({"lr": 0.0}), TraceMeanField_ELBO()).step(x),
+}
+
+
+@pytest.mark.parametrize("call", TAKES_IMAGES.values(), ids=TAKES_IMAGES)
+def test_images_of_the_wrong_meaning(call, build):
+    vae = build("ar1")
+    for x in WRONG_SHAPES.values():
+        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else "ndarray"
+        said = f"images must be a floating-point tensor of shape (N, 1, 8, 8), N > 0, got {got}"
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+            call(vae, x)
+    for x in WRONG_VALUES.values():
+        with pytest.raises(ValueError, match=r"^images must be finite and within Interval\(lower_bound=0.0, upper_b"):
+            call(vae, x)
+        with pyro.validation_enabled(False), pyro.get_param_store().scope():
+            call(vae, x)  # as torch's distributions, which then do not look at values
+
+
+def test_values_that_fit_the_likelihood(build):
+    """Any finite ones under the normal, whether it is of the package or one's own without a support."""
+    x = WRONG_VALUES["-1 to 1"]
+    gaussian = VAE.build((1, 8, 8), likelihood="gaussian", latent_dim=4)
+    own = VAE(gaussian.encoder, gaussian.posterior, gaussian.decoder, 4, likelihood=torch.nn.Sequential())
+    for vae in (gaussian, own):
+        assert vae.encode(x).batch_shape == (5,)
+        with pytest.raises(ValueError, match=r"must be finite and within Real\(\), got -?inf"):
+            vae.encode(x / 0)
+    with pytest.raises(ValueError, match="Interval"):
+        VAE.build((1, 8, 8), likelihood="continuous-bernoulli").encode(x)
+
+
+def test_own_networks_that_would_broadcast(build):
+    """What a VAE of parts of one's own decodes is compared with what it is given."""
+    parts = build("ar1")
+    vae = VAE(parts.encoder, parts.posterior, parts.decoder, 4)
+    x = GREY.reshape(5, 1, 1, 64)
+    for call in (lambda: vae.model(x), lambda: vae.log_likelihood(x, 2)):
+        with pytest.raises(ValueError, match=r"gives images of shape \(1, 8, 8\), x is of shape \(5, 1, 1, 64\)"):
+            call()
+    with pytest.raises(ValueError, match=r"shape \(N, C, H, W\), N > 0, got torch.float32 of shape \(5, 64\)"):
+        vae.encode(GREY.reshape(5, 64))
+
+
+def test_no_images(build):
+    """An empty batch is encoded to an empty one; there is nothing to train or average."""
+    vae, x = build("ar1"), torch.rand(0, 1, 8, 8)
+    assert vae.encode(x).batch_shape == (0,)
+    assert vae.reconstruct(x).shape == vae.sample(0).shape == x.shape
+    for name in ("log_likelihood", "model", "guide", "SVI"):
+        with pytest.raises(ValueError, match="N > 0, got torch.float32 of shape \\(0, 1, 8, 8\\)"):
+            TAKES_IMAGES[name](vae, x)
+
+
+@pytest.mark.parametrize("z", [torch.zeros(3), torch.zeros(2, 5), torch.tensor(1.0), torch.zeros(4, dtype=torch.int64)])
+def test_latent_vectors_of_another_size(z, build):
+    with pytest.raises(ValueError, match=r"latent vectors must be a floating-point tensor of shape \(..., 4\), got to"):
+        build("ar1").decode(z)
+
+
+def test_encode_and_decode_compile_and_map(build, digits):
+    """Values are not looked at, which would break the graph."""
+    vae, x = build("ar1"), digits.test[:3]
+    expected = vae.encode(x).mean
+    torch.testing.assert_close(torch.compile(lambda x: vae.encode(x).mean, fullgraph=True)(x), expected)
+    mapped = torch.func.vmap(lambda x: vae.encode(x.unsqueeze(0)).mean.squeeze(0))(x)
+    torch.testing.assert_close(mapped, expected)
+
+
 # --- Objectives ---
 
 
@@ -306,6 +400,11 @@ def test_saving_needs_named_parts(build, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def _describe(folder, **parts):
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {"vae": config["vae"] | parts})
+
+
 def damage(folder, name, content):
     (folder / name).write_bytes(content)
 
@@ -319,6 +418,21 @@ def damage(folder, name, content):
         (lambda folder: damage(folder, "config.json", b"\xff\xfe"), r"config.json is damaged"),
         (lambda folder: damage(folder, "config.json", b"[1]"), r"config.json does not describe a VAE"),
         (lambda folder: damage(folder, "config.json", b'{"vae": {"image_shape": 3}}'), r"does not describe a VAE"),
+        *(
+            (partial(_describe, **part), r"config.json does not describe a VAE: .+")
+            for part in (
+                {"latent_dim": -1},
+                {"latent_dim": "4"},
+                {"latent_dim": 10**15},
+                {"image_shape": [1, 8, "8"]},
+                {"network": "../mlp"},
+                {"network_options": {"hidden": -1}},
+                {"network_options": {"image_shape": 1}},
+                {"network_options": 3},
+                {"posterior": None},
+                {"objective": {"beta": "1"}},
+            )
+        ),
         (lambda folder: damage(folder, "model.safetensors", b"PK\x03\x04"), r"model.safetensors is damaged"),
         (
             lambda folder: damage(folder, "model.safetensors", (folder / "model.safetensors").read_bytes()[:-100]),

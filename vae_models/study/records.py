@@ -4,17 +4,16 @@ The bounds and divergences are in nats per image. Of a run of the reference's ob
 losses of ``epochs.csv`` are those that it prints, and ``validation_kl`` is what it takes for the divergence.
 
 Both files are replaced whole. A run is finished when ``runs.csv`` has its row; its epochs are written before that.
-Several processes may write to one folder: each waits for the lock on the file ``.lock`` in it, which the system gives
-back when a process ends, however it does. Where Python has no ``fcntl``, there is no lock, and one process at a time
-may work.
+Several processes may write to one folder: each waits for its lock.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from vae_models.files import FileError, read_csv, write_csv
+from vae_models import locks
+from vae_models.files import read_csv, write_csv
 
 __all__ = ["EPOCH_COLUMNS", "RUN_COLUMNS", "append", "finished", "locked", "read_epochs", "read_runs"]
 
@@ -112,25 +111,13 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     Raises:
         FileError: if the folder can't be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "ab")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise FileError(f"cannot write to the folder {folder}: {error.strerror}") from error
-    with file:
-        yield _lock(file, wait)
-
-
-def _lock(file: Any, wait: bool) -> bool:
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locks.locked(folder, wait=wait))
+            mine = True
+        except locks.InUseError:
+            mine = False
+        yield mine
 
 
 def _read(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:

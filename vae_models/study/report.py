@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from vae_models.figures import png
-from vae_models.files import FileError, write_whole
+from vae_models.files import FileError, reason, write_whole
 from vae_models.study import curves, tables
 from vae_models.study.plan import PARTS
 from vae_models.study.records import read_epochs, read_runs
@@ -32,7 +32,7 @@ def write_report(folder: Path) -> None:
     try:
         results.mkdir(exist_ok=True)
     except OSError as error:
-        raise FileError(f"cannot make the folder {results}: {error.strerror}") from error
+        raise FileError(f"cannot make the folder {results}: {reason(error)}") from error
     texts = {
         "status": tables.status_table(rows),
         "summary": tables.summary_tables(rows),

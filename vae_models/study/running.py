@@ -78,7 +78,7 @@ def execute(
 def _evaluate(run: StudyRun, config: Config, trained: runs.Run) -> dict[str, Any]:
     """The figures on the test images, with the same noise for all that draw as much of it."""
     vae = trained.vae if run.trained == run else _changed(run, trained.vae)
-    images = (trained.images or runs.load_images(config)).test[:: run.test_stride]
+    images = (trained.images or runs.load_images(config, trained.folder)).test[:: run.test_stride]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         figures: dict[str, Any] = evaluation.evaluate(vae, images, num_samples=run.importance_samples)

@@ -46,7 +46,7 @@ def test_row(tmp_path):
     assert [row["validation_loss"] for row in epochs] == [row["validation_negative_elbo"] for row in history]
     assert [row["epoch"] for row in epochs] == [1, 2]
     files = {path.name for path in place.iterdir() if path.is_file()}
-    assert files == {".lock", "config.json", "metrics.csv", "metrics.json", "model.safetensors"}
+    assert files == {".lock", "config.json", "data.json", "metrics.csv", "metrics.json", "model.safetensors"}
 
 
 def test_convolutional_networks_take_every_fifth_test_image(tmp_path):
@@ -65,10 +65,9 @@ def test_finished_is_not_run_again(tmp_path, monkeypatch):
     assert execute(run_of(), tmp_path) is None
 
 
-def test_what_another_process_is_at_is_left_alone(tmp_path, monkeypatch):
-    pytest.importorskip("fcntl")
+def test_what_another_process_is_at_is_left_alone(tmp_path, monkeypatch, locked_elsewhere):
     monkeypatch.setattr("vae_models.runs.train", lambda *_, **__: pytest.fail("trained"))
-    with records.locked(tmp_path / "runs" / run_of().name):
+    with locked_elsewhere(tmp_path / "runs" / run_of().name):
         assert execute(run_of(), tmp_path) is None
 
 
@@ -183,6 +182,9 @@ def test_folder_of_another_run(tmp_path):
     execute(run, tmp_path)
     (tmp_path / "runs.csv").unlink()
     place = tmp_path / "runs" / run.name
-    write_json(place / "config.json", {"run": run_of(epochs=3).config(Path("data")).to_json()})
+    write_json(place / "config.json", {"run": run_of(seed=2).config(Path("data")).to_json()})
     with pytest.raises(ValueError, match="a run is resumed with its own settings"):
+        execute(run, tmp_path)
+    write_json(place / "config.json", {"run": run_of(epochs=3).config(Path("data")).to_json()})
+    with pytest.raises(ValueError, match="last.ckpt does not exist, without which the run can't be trained for anoth"):
         execute(run, tmp_path)
