@@ -244,8 +244,9 @@ class AR1Normal(TorchDistribution):
 
     @property
     def precision_matrix(self) -> Tensor:
-        r"""The inverse of the covariance, tridiagonal, of shape ``batch_shape + (d, d)``. With :math:`\alpha_t =
-        \operatorname{artanh}\rho_t`, and :math:`\alpha_1 = \alpha_{d+1} = 0`,
+        r"""The inverse of the covariance, tridiagonal, of shape ``batch_shape + (d, d)``.
+
+        With :math:`\alpha_t = \operatorname{artanh}\rho_t`, and :math:`\alpha_1 = \alpha_{d+1} = 0`,
 
         .. math:: P_{tt} = \frac{1 + \sinh^2\alpha_t + \sinh^2\alpha_{t+1}}{\mathrm{scale}_t^2}, \qquad
             P_{t,t-1} = P_{t-1,t} = -\frac{\sinh 2\alpha_t}{2\, \mathrm{scale}_t\, \mathrm{scale}_{t-1}} .

@@ -1,5 +1,6 @@
 """Sphinx's configuration. ``make docs`` builds docs/_build/html, without a network and with warnings as errors."""
 
+import html
 import os
 import re
 import sys
@@ -53,6 +54,7 @@ html_math_renderer = "mathml"
 
 def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (_visit_inline, None), (_visit_block, None))
+    app.connect("build-finished", _check_pages)
 
 
 # Formulas become MathML when the pages are built: no script and no network are needed to read them.
@@ -76,3 +78,29 @@ def _visit_block(writer: nodes.NodeVisitor, node: nodes.math_block) -> None:
         numbered = r"\begin{equation}" + latex + r"\end{equation}" if r"\tag" in latex else latex
         writer.body.append(f'<div class="math">{_mathml(numbered, block=True)}</div>\n')
     raise nodes.SkipNode
+
+
+# What is broken without a warning: a role that nobody has read, and the start of a docstring taken for a type, which
+# napoleon does of whatever stands before a colon in the first line of a property.
+_CODE = re.compile(r"<(script|style|math|pre|code)\b.*?</\1>", re.DOTALL)
+_TYPE = re.compile(r'>Type<span class="colon">:</span></dt>\s*<dd[^>]*>(.*?)</dd>', re.DOTALL)
+_ROLE = re.compile(r"\b(math|class|func|meth|attr|mod|data|exc|ref):(?! )")
+
+
+def _check_pages(app: Sphinx, error: Exception | None) -> None:
+    if error is not None or app.builder.format != "html":
+        return
+    for page in Path(app.outdir).rglob("*.html"):
+        text = _CODE.sub("", page.read_text("utf-8"))
+        types = [_plain(each) for each in _TYPE.findall(text)]
+        broken = [each for each in types if len(each.split()) > 5] + [
+            each.group() for each in _ROLE.finditer(_plain(text))
+        ]
+        if broken:
+            raise ExtensionError(
+                f"{page.relative_to(app.outdir)}: {broken[0]!r} is a sentence for a type, or raw markup"
+            )
+
+
+def _plain(text: str) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", "", text))

@@ -1,5 +1,6 @@
 """The code of the README and of the pages runs, in order, and does what they say."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+import ar1_dist
 from ar1_dist import AR1Normal, assert_analytic_kl
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +127,7 @@ def test_measured_gains_in_the_readme():
             assert all(each.differs_from_zero and each.mean > 0 for each in estimates if each is not None)
 
 
-FOLDERS = ("", "api", "study")
+FOLDERS = ("", "api", "api/ar1_dist", "api/vae_models", "study")
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted(path for folder in FOLDERS for path in (ROOT / "docs" / folder).glob("*.md")),
@@ -167,11 +169,29 @@ def test_no_line_within_a_formula_is_a_list(page):
     ] == []
 
 
-def test_reference_has_every_module_of_vae_models():
-    page = (ROOT / "docs" / "api" / "vae_models.md").read_text(encoding="utf-8")
+def test_reference_has_every_module():
+    """Those of ar1_dist that are public say so, by their names in the reference's pages."""
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").rglob("*.md"))
     paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "vae_models").rglob("*.py")]
     for name in (".".join(path.parts) for path in paths if not path.name.startswith("_")):
-        assert re.search(rf"^\.\. auto\w+:: {re.escape(name)}(\.\w+)?$", page, re.MULTILINE), name
+        assert re.search(rf"^\.\. auto\w+:: {re.escape(name)}(\.\w+)?$", pages, re.MULTILINE), name
+    for name in ar1_dist.__all__:
+        assert re.search(rf"^\.\. auto\w+:: ar1_dist\.(\w+\.)?{name}$", pages, re.MULTILINE) or name == "set_kernels", (
+            name
+        )
+
+
+@pytest.mark.parametrize("package", ["ar1_dist", "vae_models"])
+def test_no_first_line_of_a_property_is_taken_for_a_type(package):
+    """Which the reference does of what stands before a colon there, outside code and roles that end in that line."""
+    for path in (ROOT / package).rglob("*.py"):
+        classes = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ClassDef)]
+        for node in (member for each in classes for member in each.body if isinstance(member, ast.FunctionDef)):
+            if any("property" in ast.unparse(decorator) for decorator in node.decorator_list):
+                first = (ast.get_docstring(node) or "").partition("\n")[0]
+                assert not re.search(r":.", re.sub(r"(:\w+:)?`+[^`]+`+", "", first)), (
+                    f"{path.name}: {node.name}: {first}"
+                )
 
 
 def test_first_steps():

@@ -122,10 +122,15 @@ class VAE(nn.Module):
             image_shape (tuple of int): ``(C, H, W)``.
             latent_dim (int): size of the latent vector.
             network (str): one of :data:`vae_models.networks.NETWORKS`.
+            network_options (mapping): further arguments of its function: ``hidden``, the number of units in the hidden
+                layer, for all; ``channels``, the number of filters of each convolution, and ``batch_norm`` for those
+                that have them.
             posterior (str): one of :data:`vae_models.posteriors.POSTERIORS`.
+            posterior_options (mapping): further arguments of its class: ``rank`` of ``low_rank``; ``per_pair`` of
+                ``ar1``, for a correlation for each pair; ``shared_rho`` of ``markov``, for one for all.
             likelihood (str): one of :data:`vae_models.likelihoods.LIKELIHOODS`.
-            network_options, posterior_options, likelihood_options (mapping): further arguments of the part, such as
-                ``{"hidden": 200}``, ``{"rank": 2}`` or ``{"learn_scale": True}``.
+            likelihood_options (mapping): further arguments of its class: ``scale`` of ``gaussian``, the standard
+                deviation of a pixel, and ``learn_scale``, whether it is trained.
             objective (Objective): the evidence lower bound by default.
 
         Raises:

@@ -126,7 +126,7 @@ class StudyRun:
 
     @property
     def trained(self) -> "StudyRun":
-        """The run that trains what this one evaluates: this one, or another."""
+        """The run that trains what this one evaluates, which is this one or another."""
         change = _EVALUATED.get(self.variant.change)
         return self if change is None else replace(self, variant=replace(self.variant, change=change))
 
