@@ -170,15 +170,14 @@ def test_no_line_within_a_formula_is_a_list(page):
 
 
 def test_reference_has_every_module():
-    """Those of ar1_dist that are public say so, by their names in the reference's pages."""
+    """Of ``vae_models``, and every name that ``ar1_dist`` exports."""
     pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").rglob("*.md"))
     paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "vae_models").rglob("*.py")]
     for name in (".".join(path.parts) for path in paths if not path.name.startswith("_")):
         assert re.search(rf"^\.\. auto\w+:: {re.escape(name)}(\.\w+)?$", pages, re.MULTILINE), name
     for name in ar1_dist.__all__:
-        assert re.search(rf"^\.\. auto\w+:: ar1_dist\.(\w+\.)?{name}$", pages, re.MULTILINE) or name == "set_kernels", (
-            name
-        )
+        module = getattr(ar1_dist, name).__module__
+        assert re.search(rf"^\.\. auto(\w+:: ar1_dist\.{name}|module:: {module})$", pages, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("package", ["ar1_dist", "vae_models"])
@@ -192,6 +191,20 @@ def test_no_first_line_of_a_property_is_taken_for_a_type(package):
                 assert not re.search(r":.", re.sub(r"(:\w+:)?`+[^`]+`+", "", first)), (
                     f"{path.name}: {node.name}: {first}"
                 )
+
+
+@pytest.fixture
+def figures(tmp_path, monkeypatch):
+    """Pages draw into this folder."""
+    pytest.importorskip("matplotlib").use("Agg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def assert_drawn(figures: Path, name: str) -> None:
+    """The page's figure is drawn, is small, and is there for the reader."""
+    assert 0 < (figures / name).stat().st_size < 150_000
+    assert (ROOT / "docs" / "figures" / name).is_file()
 
 
 def test_first_steps():
@@ -227,18 +240,19 @@ def test_fit_of_the_first_steps_under_any_seed():
         assert names["fitted"].rho.tolist() == pytest.approx([0.9, 0, -0.9], abs=0.04)
 
 
-def test_pyro_guide():
-    names = run_blocks(ROOT / "docs" / "tutorial_pyro_guide.md", 6)
+def test_pyro_guide(figures):
+    names = run_blocks(ROOT / "docs" / "tutorial_pyro_guide.md", 7)
     assert names["loss_of_mean_field"] - names["loss_of_chain"] == pytest.approx(50, abs=5)
     assert names["covered"] == pytest.approx(0.95, abs=0.03)
     assert names["too_narrow"] == pytest.approx(0.45, abs=0.05)
     assert names["correlation"] == pytest.approx(0.8, abs=0.05)
     assert names["paths"].shape == (3, 200)
+    assert_drawn(figures, "counts.png")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [12, 16])
-def test_pyro_guide_with_other_counts(seed):
+def test_pyro_guide_with_other_counts(seed, figures):
     """Of twenty seeds, those with the largest and the smallest gain."""
     page = ROOT / "docs" / "tutorial_pyro_guide.md"
     names: dict = {}
@@ -249,10 +263,10 @@ def test_pyro_guide_with_other_counts(seed):
     assert 0.35 < names["too_narrow"] < 0.6
 
 
-def test_vae_tutorial(tmp_path, monkeypatch):
+def test_vae_tutorial(figures):
     pytest.importorskip("lightning")
-    monkeypatch.chdir(tmp_path)
-    names = run_blocks(ROOT / "docs" / "tutorial_vae.md", 8)
+    names = run_blocks(ROOT / "docs" / "tutorial_vae.md", 9)
+    assert_drawn(figures, "bars.png")
     images = names["images"]
     assert images.train.shape == (420, 1, 16, 16)
     assert images.test.shape == names["means"].shape == (120, 1, 16, 16)
@@ -307,20 +321,6 @@ def test_vae_models_page():
     assert names["q"].batch_shape == (16,)
     assert type(names["q"]).__name__ == "AR1Normal"
     assert names["loss"] > 0
-
-
-@pytest.fixture
-def figures(tmp_path, monkeypatch):
-    """Pages draw into this folder."""
-    pytest.importorskip("matplotlib").use("Agg")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def assert_drawn(figures: Path, name: str) -> None:
-    """The page's figure is drawn, is small, and is there for the reader."""
-    assert 0 < (figures / name).stat().st_size < 150_000
-    assert (ROOT / "docs" / "figures" / name).is_file()
 
 
 def test_irregular_times_page(figures):
@@ -395,3 +395,21 @@ def test_hyperparameters_page(figures):
     assert inside[:, ~names["seen"]].float().mean() == pytest.approx(0.9, abs=0.12)
     assert_drawn(figures, "hyperparameters.png")
     assert names["prior_draws"].shape == (150, 5, 150)
+
+
+def test_divergence_page(figures):
+    names = run_blocks(ROOT / "docs" / "howto_divergence.md", 2)
+    assert names["kl"] == pytest.approx(82.21, abs=0.01)
+    assert names["error"] < 1e-4
+    assert names["gradient"].item() == pytest.approx(-6, abs=1e-4)
+    assert_drawn(figures, "divergence.png")
+
+
+def test_first_page_leads_to_pictures():
+    """Whoever has counts over time, images, or one divergence to compute is at a page that ends in one by one click."""
+    start = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Start here\n")[2].partition("\n## ")[0]
+    pages = re.findall(r"\((docs/\w+\.md)\)", start)
+    assert {"docs/tutorial_pyro_guide.md", "docs/tutorial_vae.md", "docs/howto_divergence.md"} <= set(pages)
+    for page in pages:
+        last = (ROOT / page).read_text(encoding="utf-8").rstrip().rpartition("\n\n")[2]
+        assert re.fullmatch(r"!\[[^]]+\]\(figures/\w+\.png\)", last), page

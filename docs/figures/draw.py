@@ -1,6 +1,6 @@
-"""Run the code of the how-to pages, which draws these figures, in this folder.
+"""Run the code of the pages that draw these figures, and put them into this folder.
 
-python docs/figures/draw.py [time_series irregular_times amortised hyperparameters]
+python docs/figures/draw.py [howto_time_series howto_irregular_times ...]
 """
 
 import os
@@ -15,8 +15,10 @@ import matplotlib
 matplotlib.use("Agg")
 HERE = Path(__file__).resolve().parent
 os.chdir(tempfile.mkdtemp())  # pages save other files than figures too
-for page in sys.argv[1:] or ["time_series", "irregular_times", "amortised", "hyperparameters"]:
-    text = (HERE.parent / f"howto_{page}.md").read_text("utf-8")
+for page in sys.argv[1:] or sorted(path.stem for path in HERE.parent.glob("*.md")):
+    text = (HERE.parent / f"{page}.md").read_text("utf-8")
+    if ".png" not in "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)):
+        continue
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, names)
