@@ -1,12 +1,14 @@
 r"""The first-order autoregressive normal distribution."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from ar1_dist import functional
 from ar1_dist.constraints import open_interval
@@ -141,14 +143,19 @@ class AR1Normal(TorchDistribution):
                     f"finite and to satisfy the constraint {constraint!r}, but found invalid values:\n{value}"
                 )
 
-    def expand(self, batch_shape, _instance=None):
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "AR1Normal":
         new = self._get_checked_instance(AR1Normal, _instance)
         batch_shape = self.loc.expand(torch.Size(batch_shape) + self.event_shape).shape[:-1]
         new._set_up(self.transform, batch_shape, self._given_validate_args)
         return new
 
     @staticmethod
-    def infer_shapes(loc, scale, rho=None, atanh_rho=None):
+    def infer_shapes(  # type: ignore[override]  # Pyro's has no names
+        loc: Sequence[int],
+        scale: Sequence[int],
+        rho: Sequence[int] | None = None,
+        atanh_rho: Sequence[int] | None = None,
+    ) -> tuple[torch.Size, torch.Size]:
         """The batch and the event shape that arguments of these shapes give, ``()`` standing for a number.
 
         Example:
@@ -267,7 +274,7 @@ class AR1Normal(TorchDistribution):
         correlation*, 1960)."""
         return sum_shared(log_cosh(self.transform.atanh_rho), self.event_shape[0] - 1).expand(self.batch_shape)
 
-    def rsample(self, sample_shape=torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
         """A reparametrised sample, of shape ``sample_shape + batch_shape + (d,)``."""
         # torch.randn draws the stream that torch's own normals draw, and unlike them can be mapped by torch.vmap.
         loc = self.transform.loc
@@ -331,7 +338,14 @@ class AR1Normal(TorchDistribution):
     # The functions of ar1_dist.inference build chains: it imports this module, and is imported here on use.
 
     @staticmethod
-    def from_times(times, loc, scale, timescale, *, validate_args=None) -> "AR1Normal":
+    def from_times(
+        times: Tensor,
+        loc: Tensor,
+        scale: Tensor | float,
+        timescale: Tensor | float,
+        *,
+        validate_args: bool | None = None,
+    ) -> "AR1Normal":
         r"""An Ornstein–Uhlenbeck process seen at uneven times,
 
         .. math:: \rho_t = e^{-D_t/\mathrm{timescale}}, \qquad D_t = \mathrm{time}_t - \mathrm{time}_{t-1}, \qquad
@@ -368,7 +382,14 @@ class AR1Normal(TorchDistribution):
         return inference.from_times(times, loc, scale, timescale, validate_args=validate_args)
 
     @staticmethod
-    def from_transitions(loc, coefficient, noise_scale, initial_scale, *, validate_args=None) -> "AR1Normal":
+    def from_transitions(
+        loc: Tensor,
+        coefficient: Tensor | float,
+        noise_scale: Tensor | float,
+        initial_scale: Tensor | float,
+        *,
+        validate_args: bool | None = None,
+    ) -> "AR1Normal":
         r"""The chain that its transitions define, stationary or not,
 
         .. math::
@@ -407,7 +428,7 @@ class AR1Normal(TorchDistribution):
 
         return inference.from_transitions(loc, coefficient, noise_scale, initial_scale, validate_args=validate_args)
 
-    def marginal(self, index) -> "AR1Normal":
+    def marginal(self, index: Sequence[int] | Sequence[bool] | Tensor | slice) -> "AR1Normal":
         r"""The distribution of some of the coordinates, which is a chain again: the correlations over a gap multiply.
 
         Example:
@@ -430,7 +451,7 @@ class AR1Normal(TorchDistribution):
 
         return inference.marginal(self, index)
 
-    def condition(self, index, value) -> "AR1Normal":
+    def condition(self, index: Sequence[int] | Sequence[bool] | Tensor | slice, value: Tensor) -> "AR1Normal":
         r"""The distribution of the other coordinates given some, which is a chain again: bridges between the given
         ones, independent of each other. It takes time and memory linear in d, and is differentiable in the value and
         in the parameters.
@@ -459,7 +480,7 @@ class AR1Normal(TorchDistribution):
 
         return inference.condition(self, index, value)
 
-    def conjugate_update(self, other) -> tuple["AR1Normal", Tensor]:
+    def conjugate_update(self, other: Distribution) -> tuple["AR1Normal", Tensor]:
         r"""The product with another distribution over the same space, normalised, and its normaliser, in the protocol
         of Pyro's ``GaussianHMM.conjugate_update``:
 

@@ -2,13 +2,14 @@
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.nn.module import PyroParam
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -78,6 +79,7 @@ class AutoAR1Normal(AutoContinuous):
         constrained sites of any ``AutoContinuous``.
     """
 
+    scale: Any  # a PyroParam, which reads as a tensor
     scale_constraint = constraints.independent(constraints.softplus_positive, 1)
 
     def __init__(self, model: Callable, init_loc_fn: Callable = init_to_median, init_scale: float = 0.1) -> None:
@@ -88,7 +90,7 @@ class AutoAR1Normal(AutoContinuous):
         self._layout: Any = None  # of the arguments for which shapes were checked last
         self._told: set[str] = set()
 
-    def _setup_prototype(self, *args, **kwargs):
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         try:
             if self._prototype_frames:
@@ -121,24 +123,24 @@ class AutoAR1Normal(AutoContinuous):
         self.scale = PyroParam(torch.full_like(loc, self._init_scale), self.scale_constraint)
         self.atanh_rho = torch.nn.Parameter(loc.new_zeros(len(loc) - 1))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         loc = state_dict.get(prefix + "loc")
         if loc is not None and self.prototype_trace is None:
             self._make_parameters(torch.zeros_like(loc))  # to be filled, and kept by the first call
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         model, master = self._model, self.master
         state = super().__getstate__()  # which takes them from the guide too
         self._model, self.master = model, master
         return state
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         if self.prototype_trace is not None and (args or kwargs) and not torch._C._get_tracing_state():
             self._check_layout(*args, **kwargs)
         return super().forward(*args, **kwargs)
 
-    def _check_layout(self, *args, **kwargs) -> None:
+    def _check_layout(self, *args: Any, **kwargs: Any) -> None:
         """Other arguments can lead to other sites, of which an ``AutoContinuous`` would know nothing."""
         layout = layout_of((args, kwargs))
         if layout == self._layout or self._model is None:  # a copy from a file has no model
@@ -163,7 +165,7 @@ class AutoAR1Normal(AutoContinuous):
         self._layout = layout
 
     @torch.no_grad()
-    def _trace_model(self, *args, **kwargs) -> Trace:
+    def _trace_model(self, *args: Any, **kwargs: Any) -> Trace:
         return poutine.block(poutine.trace(self.model).get_trace)(*args, **kwargs)
 
     def _warn(self, text: str) -> None:
@@ -171,20 +173,43 @@ class AutoAR1Normal(AutoContinuous):
             self._told.add(text)
             warnings.warn(f"{type(self).__name__}: {text}.", stacklevel=2)
 
-    def get_base_dist(self):
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The median of each latent site.
+
+        Args:
+            args, kwargs: the model's.
+
+        Returns:
+            dict: from names of sites to tensors.
+        """
+        return super().median(*args, **kwargs)
+
+    def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Quantiles of each coordinate of each latent site.
+
+        Args:
+            quantiles (sequence of float): n probabilities.
+            args, kwargs: the model's.
+
+        Returns:
+            dict: from names of sites to tensors of the site's shape after a first dimension of size n.
+        """
+        return super().quantiles(quantiles, *args, **kwargs)
+
+    def get_base_dist(self) -> TorchDistributionMixin:
         return dist.Normal(torch.zeros_like(self.loc), torch.ones_like(self.loc)).to_event(1)
 
-    def get_transform(self, *args, **kwargs):
+    def get_transform(self, *args: Any, **kwargs: Any) -> AR1Transform:
         return AR1Transform(self.loc, self.scale, atanh_rho=self.atanh_rho)
 
-    def get_posterior(self, *args, **kwargs):
+    def get_posterior(self, *args: Any, **kwargs: Any) -> AR1Normal:
         """The posterior over the unconstrained latent vector, an :class:`~ar1_dist.AR1Normal`."""
         if not self._is_rounded:
             chain = self.loc, self.scale, self.atanh_rho
             self._is_rounded = warn_if_rounded(type(self).__name__, "the latent vector", *chain)
         return AR1Normal(self.loc, self.scale, atanh_rho=self.atanh_rho)
 
-    def _loc_scale(self, *args, **kwargs):
+    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         return self.loc, self.scale

@@ -1,9 +1,10 @@
 """A Pyro guide with an autoregressive chain at each sample site."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from operator import attrgetter
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -125,12 +126,12 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
         self._told: set[str] = set()
         self._rounded: set[str] = set()
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state.pop("trace", None)  # a guide that was not called yet has none
         return state
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]  # as Pyro's own
         if self._loaded:
             check_store(self)
         values = super().__call__(*args, **kwargs)
@@ -152,7 +153,7 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
 
     # which sites
 
-    def _pyro_sample(self, msg):
+    def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
         if self._is_models_own(msg):
             self._warn(f"site {name!r} was not latent when the guide was made, so that the model draws it")
@@ -164,16 +165,16 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
         elif not msg["is_observed"] and not site_is_subsample(msg):
             self._latents.add(name)
 
-    def _pyro_post_sample(self, msg):
+    def _pyro_post_sample(self, msg: Any) -> None:
         if not self._is_models_own(msg):
             super()._pyro_post_sample(msg)
 
-    def _is_models_own(self, msg) -> bool:
+    def _is_models_own(self, msg: Any) -> bool:
         return self._made and not (msg["is_observed"] or site_is_subsample(msg) or msg["name"] in self._latents)
 
     # posteriors
 
-    def get_posterior(self, name, prior):
+    def get_posterior(self, name: str, prior: Any) -> Any:
         """The guide's distribution at a site, or while ``median`` runs its median; see Pyro's
         :class:`~pyro.poutine.guide.GuideMessenger` for how to override it."""
         if self._computing_median or not _is_real(prior.support):
@@ -195,7 +196,7 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
         return posterior
 
     @torch.no_grad()
-    def median(self, *args, **kwargs):
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The median of each latent site, and the values of the model's other sites there.
 
         Args:
@@ -207,7 +208,7 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
         return super().median(*args, **kwargs)
 
     @torch.no_grad()
-    def quantiles(self, quantiles: Iterable[float], *args, **kwargs) -> dict[str, Tensor]:
+    def quantiles(self, quantiles: Iterable[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Quantiles of each coordinate of each latent site.
 
         Example:
@@ -233,7 +234,7 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
             self._levels = None
             del self._at_levels
 
-    def _get_posterior_median(self, name, prior):
+    def _get_posterior_median(self, name: str, prior: Any) -> Tensor:
         with helpful_support_errors({"name": name, "fn": prior}):
             transform = biject_to(prior.support)
         loc, scale = self._get_params(name, prior)
@@ -284,7 +285,7 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
 
     # parameters
 
-    def _get_params(self, name, prior):
+    def _get_params(self, name: str, prior: Any) -> tuple[Tensor, Tensor]:
         """The location and the scale at a site, made at the first call; ``atanh_rhos`` has the rest of a chain."""
         transform = biject_to(prior.support)
         event_dim = prior.event_dim if _is_real(prior.support) else transform.domain.event_dim
@@ -359,13 +360,13 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
 
     # loading
 
-    def load_state_dict(self, state_dict, strict=True, **options):
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         made = self._made
-        keys = super().load_state_dict(state_dict, strict, **options)
+        keys = super().load_state_dict(state_dict, strict, assign)
         self._made &= strict or made  # the first call makes what the state lacks
         return keys
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if not self._made and not self._latents:
             for key, value in state_dict.items():
                 group, _, leaf = key.removeprefix(prefix).partition(".")

@@ -1,10 +1,13 @@
 """Events whose time is not their last dimension: which one it is, and a chain along it."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from pyro.distributions import ExpandedDistribution, GaussianMRF, MaskedDistribution
 from pyro.distributions.hmm import HiddenMarkovModel, IndependentHMM
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Size, Tensor
-from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
+from torch.distributions import Distribution, Independent, Normal, constraints, kl_divergence, register_kl
 
 from ar1_dist.ar1_normal import AR1Normal
 
@@ -78,13 +81,13 @@ class MovedimDistribution(TorchDistribution):
         return f"{type(self).__name__}({self.base_dist}, {self.dim})"
 
     @property
-    def support(self):
+    def support(self) -> constraints.Constraint | None:
         return self.base_dist.support
 
-    def expand(self, batch_shape, _instance=None):
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "MovedimDistribution":
         return type(self)(self.base_dist.expand(batch_shape), self.dim, validate_args=False)
 
-    def rsample(self, sample_shape=Size()) -> Tensor:
+    def rsample(self, sample_shape: Size | list[int] | tuple[int, ...] = Size()) -> Tensor:
         return self.base_dist.rsample(sample_shape).movedim(-1, self.dim)
 
     def log_prob(self, value: Tensor) -> Tensor:

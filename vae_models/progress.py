@@ -37,7 +37,7 @@ class ProgressText(ProgressBar):
             disable=not self._shown,
         )
 
-    def on_train_batch_end(self, *args, **kwargs) -> None:
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self._bar.update()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,7 +80,7 @@ class ProgressLine(ProgressBar):
         self._progress.start_task(self._task)
         self._progress.update(self._task, total=trainer.max_epochs * batches, completed=trainer.current_epoch * batches)
 
-    def on_train_batch_end(self, *args, **kwargs) -> None:
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self._progress.advance(self._task)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
