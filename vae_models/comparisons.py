@@ -14,13 +14,12 @@ _COMPARISON = "comparison"
 
 
 def is_comparison(folder: Path) -> bool:
-    """Whether a folder is that of a comparison, and not of a run.
-
-    Raises:
-        FileError: if it has a ``config.json`` that is damaged.
-    """
-    path = folder / "config.json"
-    return path.exists() and isinstance(value := read_json(path), dict) and _COMPARISON in value
+    """Whether a folder is that of a comparison, and not of a run; of a damaged one nobody knows, and it is not."""
+    try:
+        value = read_json(folder / "config.json")
+    except FileError:
+        return False
+    return isinstance(value, dict) and _COMPARISON in value
 
 
 def check_no_comparison(folder: Path) -> None:
