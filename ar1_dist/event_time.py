@@ -10,6 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints, kl_divergence, register_kl
 
 from ar1_dist.ar1_normal import AR1Normal
+from ar1_dist.kl import check_event_shapes, unwrap
 
 __all__ = ["MovedimDistribution", "find_time_dim"]
 
@@ -115,21 +116,9 @@ def _kl_moved_moved(q: MovedimDistribution, p: MovedimDistribution) -> Tensor:
 @register_kl(MovedimDistribution, Independent)
 def _kl_moved_independent(q: MovedimDistribution, p: Independent) -> Tensor:
     """That of the marginals, and the total correlation of the chains: see :mod:`ar1_dist.kl`."""
-    (chain, ndims), (base, p_ndims) = _unwrap(q.base_dist), _unwrap(p)
+    (chain, ndims), (base, p_ndims) = unwrap(q.base_dist), unwrap(p)
     if not (isinstance(chain, AR1Normal) and len(base.event_shape) == 0 and p_ndims == ndims + 1):
         raise NotImplementedError(f"No KL(p || q) is implemented for p type {q} and q type {p}")
-    if q.event_shape != p.event_shape:
-        raise ValueError(
-            f"KL divergence needs equal event shapes; got {tuple(q.event_shape)} of {type(q).__name__} and "
-            f"{tuple(p.event_shape)} of {type(p).__name__}."
-        )
+    check_event_shapes(q, p)
     marginals = kl_divergence(Normal(q.mean, q.stddev, validate_args=False), base).sum(tuple(range(-p_ndims, 0)))
     return marginals + (chain.total_correlation.sum(tuple(range(-ndims, 0))) if ndims else chain.total_correlation)
-
-
-def _unwrap(fn: Distribution) -> tuple[Distribution, int]:
-    """The innermost distribution, and how many of its batch dimensions are reinterpreted."""
-    if not isinstance(fn, Independent):
-        return fn, 0
-    innermost, ndims = _unwrap(fn.base_dist)
-    return innermost, ndims + fn.reinterpreted_batch_ndims

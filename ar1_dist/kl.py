@@ -138,7 +138,7 @@ def _kl_ar1_ar1(q: AR1Normal, p: AR1Normal) -> Tensor:
 @_register(Independent, AR1Normal)
 def _kl_independent_ar1(q: Independent, p: AR1Normal) -> Tensor:
     _common_event_size(q, p)
-    base, ndims = _unwrap(q)
+    base, ndims = unwrap(q)
     if isinstance(base, Delta) and ndims + base.event_dim == 1:  # a guide of points: Pyro's convention
         return -p.log_prob(base.v)
     if not (isinstance(base, Normal) and ndims == 1):
@@ -208,7 +208,7 @@ def _kl_normal_independent(q: AR1Normal | MultivariateNormal | LowRankMultivaria
     \operatorname{KL}(q_t \Vert p_t) + \operatorname{TC}(q)`, with :math:`q_t` the marginals and TC the total
     correlation :math:`\sum_t H(q_t) - H(q)`. For q an AR1Normal and p standard normal it is eq. (6) of the ρ-VAE."""
     _common_event_size(q, p)
-    base, ndims = _unwrap(p)
+    base, ndims = unwrap(p)
     if ndims == 0:
         return kl_divergence(q, base)
     if isinstance(q, AR1Normal) and isinstance(base, Normal):
@@ -244,20 +244,25 @@ def _log_cosh_ratio(x: Tensor, y: Tensor) -> Tensor:
     return sign * (sign * difference / lesser.cosh()).log1p()
 
 
-def _unwrap(p: Independent) -> tuple[Distribution, int]:
+def unwrap(fn: Distribution) -> tuple[Distribution, int]:
     """The innermost distribution, and how many of its batch dimensions are reinterpreted."""
-    base, ndims = p.base_dist, p.reinterpreted_batch_ndims
-    while isinstance(base, Independent):
-        base, ndims = base.base_dist, ndims + base.reinterpreted_batch_ndims
-    return base, ndims
+    if not isinstance(fn, Independent):
+        return fn, 0
+    innermost, ndims = unwrap(fn.base_dist)
+    return innermost, ndims + fn.reinterpreted_batch_ndims
 
 
-def _common_event_size(q: Distribution, p: Distribution) -> int:
+def check_event_shapes(q: Distribution, p: Distribution) -> None:
+    """Raise unless they are equal."""
     if q.event_shape != p.event_shape:
         raise ValueError(
             f"KL divergence needs equal event shapes; got {tuple(q.event_shape)} of {type(q).__name__} and "
             f"{tuple(p.event_shape)} of {type(p).__name__}."
         )
+
+
+def _common_event_size(q: Distribution, p: Distribution) -> int:
+    check_event_shapes(q, p)
     return q.event_shape[0]
 
 
