@@ -43,11 +43,15 @@ class Cell(NamedTuple):
 
 
 METRICS = {
-    "negative_elbo": Metric("Negative ELBO", "Reconstruction plus KL, in nats: an upper bound on −log p(x).", -1),
+    "negative_elbo": Metric(
+        "Negative ELBO",
+        "Reconstruction plus KL, in nats: an upper bound on −log p(x), unless the note above says that it is none.",
+        -1,
+    ),
     "reconstruction": Metric("Reconstruction", "Distortion: the mean of −log p(x | z) under the posterior, in nats."),
     "kl": Metric("KL", "Rate: the KL divergence of the posterior from the prior, in nats."),
     "nll": Metric(
-        "NLL", "Importance-weighted, in nats: an upper bound on −log p(x) that is tighter than the negative ELBO.", -1
+        "NLL", "Importance-weighted, in nats: a bound on the same that is tighter than the negative ELBO.", -1
     ),
     "gap": Metric(
         "Gap",
