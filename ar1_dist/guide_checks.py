@@ -1,5 +1,6 @@
 """What the guides check alike."""
 
+import math
 from typing import Any
 
 import pyro
@@ -11,8 +12,8 @@ __all__ = ["check_init_scale", "check_store", "layout_of", "store_name"]
 
 
 def check_init_scale(init_scale: float) -> None:
-    if not isinstance(init_scale, float) or not init_scale > 0:
-        raise ValueError(f"init_scale must be a positive float; got {init_scale!r}.")
+    if not isinstance(init_scale, float) or not 0 < init_scale < math.inf:
+        raise ValueError(f"init_scale must be a positive, finite float; got {init_scale!r}.")
 
 
 def store_name(guide: PyroModule, name: str) -> str:

@@ -101,7 +101,7 @@ def test_initial_values(guide_class, init_loc_fn):
 
 
 @both_guides
-@pytest.mark.parametrize("init_scale", [0.0, -1.0, 1, "wide", float("nan")])
+@pytest.mark.parametrize("init_scale", [0.0, -1.0, 1, "wide", float("nan"), float("inf")])
 def test_invalid_init_scale(guide_class, init_scale):
     with pytest.raises(ValueError, match="init_scale"):
         guide_class(mixed_model, init_scale=init_scale)
