@@ -57,8 +57,8 @@ class AutoAR1Normal(AutoContinuous):
             at 0.
 
     Raises:
-        ValueError: if ``init_scale`` is not a positive float; at a call, if a latent site is in a subsampled plate, or
-            has another shape than at the first call or in the state that was loaded.
+        ValueError: if ``init_scale`` is not a positive, finite float; at a call, if a latent site is in a subsampled
+            plate, or has another shape than at the first call or in the state that was loaded.
 
     Note:
         Neighbours are neighbours in the flattened vector. Of several sites the last coordinate of one and the first

@@ -82,9 +82,9 @@ class AutoAR1NormalMessenger(AutoNormalMessenger):
             for all sites, or from the names of sites to those of each.
 
     Raises:
-        ValueError: if ``init_scale`` is not a positive float or ``time_dim`` not as above; at a call, if ``time_dim``
-            is not an event dimension of a site, or a site has another shape than at the first call or in the state
-            that was loaded.
+        ValueError: if ``init_scale`` is not a positive, finite float or ``time_dim`` not as above; at a call, if
+            ``time_dim`` is not an event dimension of a site, or a site has another shape than at the first call or in
+            the state that was loaded.
 
     Note:
         The guide draws the sites that it drew at its first call, or that are in the ``state_dict`` that it loaded
