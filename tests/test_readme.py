@@ -332,6 +332,8 @@ def test_irregular_times_page(figures):
     at_times = posterior.marginal(names["order"] < 60)
     assert ((at_times.mean - level).abs() < 3 * at_times.stddev).float().mean() > 0.9
     assert (names["mean_field_stddev"] < posterior.stddev).all()
+    to_come = names["every_time"] > 100
+    torch.testing.assert_close(names["forecast"].std(0), names["reading_stddev"][to_come], rtol=0.06, atol=0)
     assert_drawn(figures, "irregular_times.png")
     assert names["bridges"].mean.tolist() == pytest.approx([1, 2, 2, 1])
     assert names["kl"].shape == (16,)
