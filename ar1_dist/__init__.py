@@ -1,6 +1,5 @@
 """The first-order autoregressive (Gauss–Markov) normal distribution for PyTorch and Pyro."""
 
-from ar1_dist import inference as inference
 from ar1_dist import kl as kl
 from ar1_dist.analytic_kl import assert_analytic_kl
 from ar1_dist.ar1_normal import AR1Normal

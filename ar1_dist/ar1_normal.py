@@ -8,18 +8,23 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Independent, Normal, constraints
 
 from ar1_dist import functional
 from ar1_dist.constraints import open_interval
 from ar1_dist.functional import log_cosh, sum_shared
 from ar1_dist.hyperparameters import warn_of_plate_as_coordinates
+from ar1_dist.inference import construct
+from ar1_dist.inference.chain import Chain
+from ar1_dist.inference.condition import Index, condition, marginal
+from ar1_dist.inference.update import update_by_chain, update_by_factors
 from ar1_dist.kernels import has_values
+from ar1_dist.parameters import broadcast, check_type, infer_shapes, warn_of_plate
 from ar1_dist.recurrence import linear_recurrence
-from ar1_dist.transforms import AR1Transform, check_type, infer_shapes
+from ar1_dist.transforms import AR1Transform
 from ar1_dist.validation import or_limit, refuse_nan
 
-__all__ = ["AR1Normal"]
+__all__ = ["AR1Normal", "unwrap"]
 
 
 class AR1Normal(TorchDistribution):
@@ -336,8 +341,6 @@ class AR1Normal(TorchDistribution):
         refuse_nan("entropy", entropy, **self.transform.parameters())
         return entropy if entropy.shape == self.batch_shape else entropy.expand(self.batch_shape)
 
-    # The functions of ar1_dist.inference build chains: it imports this module, and is imported here on use.
-
     @staticmethod
     def from_times(
         times: Tensor,
@@ -378,9 +381,9 @@ class AR1Normal(TorchDistribution):
                 if a value is not finite or not positive. A warning says where times are so large that their type
                 rounds the gaps.
         """
-        from ar1_dist import inference
-
-        return inference.from_times(times, loc, scale, timescale, validate_args=validate_args)
+        atanh_rho = construct.from_times(times, loc, timescale, validate_args=_is_validated(validate_args))
+        warn_of_plate("scale", scale)
+        return _checked(loc, scale, atanh_rho, validate_args)
 
     @staticmethod
     def from_transitions(
@@ -425,11 +428,12 @@ class AR1Normal(TorchDistribution):
             ValueError: if a shape or a type is not as above, or (with validation) a value is not, or the variance
                 overflows, as that of an explosive chain does in the end.
         """
-        from ar1_dist import inference
+        scale, atanh_rho = construct.from_transitions(
+            loc, coefficient, noise_scale, initial_scale, validate_args=_is_validated(validate_args)
+        )
+        return _checked(loc, scale, atanh_rho, validate_args)
 
-        return inference.from_transitions(loc, coefficient, noise_scale, initial_scale, validate_args=validate_args)
-
-    def marginal(self, index: Sequence[int] | Sequence[bool] | Tensor | slice) -> "AR1Normal":
+    def marginal(self, index: Index) -> "AR1Normal":
         r"""The distribution of some of the coordinates, which is a chain again: the correlations over a gap multiply.
 
         Example:
@@ -448,11 +452,11 @@ class AR1Normal(TorchDistribution):
             ValueError: if index names no coordinate (there is no event of size 0), does not increase or is out of
                 range.
         """
-        from ar1_dist import inference
+        chain = self.transform.chain
+        of_some = marginal(chain, index)
+        return self if of_some is chain else self._like(of_some, self.batch_shape)
 
-        return inference.marginal(self, index)
-
-    def condition(self, index: Sequence[int] | Sequence[bool] | Tensor | slice, value: Tensor) -> "AR1Normal":
+    def condition(self, index: Index, value: Tensor) -> "AR1Normal":
         r"""The distribution of the other coordinates given some, which is a chain again: bridges between the given
         ones, independent of each other. It takes time and memory linear in d, and is differentiable in the value and
         in the parameters.
@@ -477,9 +481,13 @@ class AR1Normal(TorchDistribution):
             ValueError: if everything is given (there is no event of size 0; the density is ``log_prob(value)``), if
                 index is not as above, or if value does not fit it or (with validation) is not finite.
         """
-        from ar1_dist import inference
-
-        return inference.condition(self, index, value)
+        chain, leading = self.transform.chain, value.shape[:-1] if isinstance(value, Tensor) else torch.Size()
+        batch_shape = broadcast(self.batch_shape, value=leading)
+        of_others = condition(chain, index, value, validate_args=self._validate_args and has_values())
+        if of_others is chain:
+            return self.expand(batch_shape)
+        refuse_nan("condition", *of_others, value=value, **self.transform.parameters())
+        return self._like(of_others, batch_shape)
 
     def conjugate_update(self, other: Distribution) -> tuple["AR1Normal", Tensor]:
         r"""The product with another distribution over the same space, normalised, and its normaliser, in the protocol
@@ -526,9 +534,64 @@ class AR1Normal(TorchDistribution):
             ValueError: if other is of another kind or event shape, if the batch shapes don't broadcast, or if a scale,
                 a correlation or a reading is at an edge, such as infinity, where there is no posterior.
         """
-        from ar1_dist import inference
+        chain = self.transform.chain
+        if isinstance(other, AR1Normal):
+            batch_shape = self._batch_shape_with(other)
+            updated, log_normalizer = update_by_chain(chain, other.transform.chain)
+            given = {f"other's {name}": value for name, value in other.transform.parameters().items()}
+        else:
+            factors = _factors_of(other)
+            batch_shape = self._batch_shape_with(other)
+            updated, log_normalizer = update_by_factors(chain, factors.loc, factors.scale)
+            given = {"value": factors.loc, "noise_scale": factors.scale}
+        refuse_nan("conjugate_update", log_normalizer, **given, **self.transform.parameters())
+        return self._like(updated, batch_shape), log_normalizer.expand(batch_shape)
 
-        return inference.conjugate_update(self, other)
+    def _batch_shape_with(self, other: Distribution) -> torch.Size:
+        if other.event_shape != self.event_shape:
+            raise ValueError(
+                f"other must have the event shape {tuple(self.event_shape)} of this distribution; got "
+                f"{tuple(other.event_shape)}."
+            )
+        return broadcast(self.batch_shape, other=other.batch_shape)
+
+    def _like(self, chain: Chain, batch_shape: torch.Size) -> "AR1Normal":
+        """A chain that was computed from this one. Its parameters are not checked again; values will be where they are
+        here."""
+        new = AR1Normal.__new__(AR1Normal)
+        loc, scale, atanh_rho = chain
+        new._set_up(AR1Transform(loc, scale, atanh_rho=atanh_rho), batch_shape, self._given_validate_args)
+        return new
+
+
+def unwrap(fn: Distribution) -> tuple[Distribution, int]:
+    """The innermost distribution, and how many of its batch dimensions are reinterpreted."""
+    if not isinstance(fn, Independent):
+        return fn, 0
+    innermost, ndims = unwrap(fn.base_dist)
+    return innermost, ndims + fn.reinterpreted_batch_ndims
+
+
+def _factors_of(other: Distribution) -> Normal:
+    base, ndims = unwrap(other)
+    if not isinstance(base, Normal) or ndims != 1:
+        raise ValueError(
+            "other must be an AR1Normal or an Independent(Normal, 1); got "
+            f"{type(base).__name__} with {ndims} reinterpreted dimensions."
+        )
+    return base
+
+
+def _checked(loc: Tensor, scale: Tensor | float, atanh_rho: Tensor, validate_args: bool | None) -> AR1Normal:
+    """The constructor, but for its warning, which is for what a user gave."""
+    chain, transform = AR1Normal.__new__(AR1Normal), AR1Transform(loc, scale, atanh_rho=atanh_rho)
+    chain._set_up(transform, transform.batch_shape, validate_args)
+    chain._validate_parameters()
+    return chain
+
+
+def _is_validated(validate_args: bool | None) -> bool:
+    return (Distribution._validate_args if validate_args is None else validate_args) and has_values()
 
 
 def _describe(value: Tensor) -> str:

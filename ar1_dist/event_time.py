@@ -9,8 +9,8 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from torch import Size, Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints, kl_divergence, register_kl
 
-from ar1_dist.ar1_normal import AR1Normal
-from ar1_dist.kl import check_event_shapes, unwrap
+from ar1_dist.ar1_normal import AR1Normal, unwrap
+from ar1_dist.kl import check_event_shapes
 
 __all__ = ["MovedimDistribution", "find_time_dim"]
 

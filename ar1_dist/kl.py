@@ -51,7 +51,7 @@ from torch.distributions import (
 from torch.distributions.kl import _KL_MEMOIZE, _dispatch_kl
 from torch.nn.functional import softplus
 
-from ar1_dist.ar1_normal import AR1Normal
+from ar1_dist.ar1_normal import AR1Normal, unwrap
 from ar1_dist.functional import atanh_of, log_cosh, sign_of, sum_shared, whiten, widen
 from ar1_dist.kernels import check_size, is_transformed, with_kernels
 from ar1_dist.recurrence import linear_recurrence
@@ -242,14 +242,6 @@ def _log_cosh_ratio(x: Tensor, y: Tensor) -> Tensor:
     sign = sign_of(difference)
     lesser = torch.where(difference >= 0, y, x)
     return sign * (sign * difference / lesser.cosh()).log1p()
-
-
-def unwrap(fn: Distribution) -> tuple[Distribution, int]:
-    """The innermost distribution, and how many of its batch dimensions are reinterpreted."""
-    if not isinstance(fn, Independent):
-        return fn, 0
-    innermost, ndims = unwrap(fn.base_dist)
-    return innermost, ndims + fn.reinterpreted_batch_ndims
 
 
 def check_event_shapes(q: Distribution, p: Distribution) -> None:

@@ -1,7 +1,5 @@
 r"""The autoregressive map between white noise and a first-order autoregressive vector, and its parameters."""
 
-import functools
-import numbers
 import weakref
 from typing import Any
 
@@ -11,9 +9,10 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
-from ar1_dist.functional import colour, is_floating, log_det, whiten, whiten_draw, widen
-from ar1_dist.hyperparameters import advice
+from ar1_dist.functional import colour, log_det, whiten, whiten_draw, widen
+from ar1_dist.inference.chain import Chain
 from ar1_dist.kernels import is_transformed
+from ar1_dist.parameters import as_tensors, at_least_1d, check_type, check_types, infer_shapes
 
 __all__ = ["AR1Transform"]
 
@@ -92,12 +91,12 @@ class AR1Transform(Transform):
         self.atanh = rho is None  # whether the correlation is given as atanh_rho
         self.names = ("loc", "scale", "atanh_rho" if self.atanh else "rho")
         parameters = dict(zip(self.names, (loc, scale, atanh_rho if self.atanh else rho), strict=True))
-        _check_types(parameters)
+        check_types(parameters)
         self.batch_shape, self.event_shape = infer_shapes(
             {name: value.shape if isinstance(value, Tensor) else torch.Size() for name, value in parameters.items()}
         )
         # A 0-d leaf is kept as it is, so that it can be copied; a view of it can't.
-        self.loc, self._scale, self._correlation = _as_tensors(parameters)
+        self.loc, self._scale, self._correlation = as_tensors(parameters)
         self._draws: list[tuple[weakref.ref[Tensor], list[Tensor]]] = []
 
     @property
@@ -125,6 +124,11 @@ class AR1Transform(Transform):
     def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
         """What was given, as the functions in :mod:`ar1_dist.functional` take it."""
         return self.loc, self.scale, self.correlation
+
+    @property
+    def chain(self) -> Chain:
+        """The same with ``atanh_rho``, as the functions in :mod:`ar1_dist.inference` take it."""
+        return Chain(self.loc, self.scale, self.atanh_rho)
 
     def parameters(self) -> dict[str, Tensor]:
         """What was given, by name."""
@@ -216,72 +220,3 @@ def _is_same(x: Tensor, y: Tensor) -> bool:
     if is_transformed() or y.is_meta or x.shape != y.shape or x.dtype != y.dtype or x.device != y.device:
         return False
     return x.stride() == y.stride() and x.data_ptr() == y.data_ptr() and x.numel() > 0
-
-
-def check_type(value: Tensor) -> None:
-    """Raise unless value is of real numbers."""
-    if value.is_complex() or value.dtype == torch.bool or (value.is_floating_point() and not is_floating(value)):
-        raise ValueError(f"The value must be of real numbers; got {value.dtype} of shape {tuple(value.shape)}.")
-
-
-def infer_shapes(shapes: dict[str, torch.Size]) -> tuple[torch.Size, torch.Size]:
-    """The batch and the event shape that parameters of these shapes have together.
-
-    Args:
-        shapes (dict): from ``"loc"``, ``"scale"`` and ``"rho"`` or ``"atanh_rho"`` to shapes.
-
-    Raises:
-        ValueError: if they don't fit.
-    """
-    loc_shape = shapes["loc"]
-    if len(loc_shape) < 1 or loc_shape[-1] < 1:
-        raise ValueError(f"loc must have shape (..., d) with d at least 1; got shape {tuple(loc_shape)}.")
-    d = loc_shape[-1]
-    batch_shapes = [loc_shape[:-1]]
-    for name, shape in shapes.items():
-        full = d if name in ("loc", "scale") else d - 1
-        if len(shape) > 0 and shape[-1] not in (1, full):
-            raise ValueError(
-                f"{name} must be a number or a tensor whose last dimension is 1 or {full}, for loc of shape "
-                f"{tuple(loc_shape)}; got shape {tuple(shape)}. {advice(name)}"
-            )
-        batch_shapes.append(shape[:-1])
-    if all(shape == batch_shapes[0] for shape in batch_shapes):
-        return batch_shapes[0], loc_shape[-1:]
-    try:
-        return torch.Size(broadcast_shape(*batch_shapes)), loc_shape[-1:]
-    except ValueError:
-        described = ", ".join(f"{name} of shape {tuple(shape)}" for name, shape in shapes.items())
-        batches = [name for name, shape in shapes.items() if name != "loc" and len(shape) > 1]
-        advised = "".join(f" {advice(name)}" for name in batches)
-        raise ValueError(f"Leading dimensions must broadcast; got {described}.{advised}") from None
-
-
-def _check_types(parameters: dict[str, Any]) -> None:
-    for name, value in parameters.items():
-        wanted = "a floating-point tensor" if name == "loc" else "a floating-point tensor or a real number"
-        if isinstance(value, Tensor):
-            if not is_floating(value):
-                raise ValueError(f"{name} must be {wanted}; got {value.dtype} of shape {tuple(value.shape)}.")
-        elif name == "loc" or isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise ValueError(f"{name} must be {wanted}; got {value!r}.")
-
-
-def _as_tensors(parameters: dict[str, Any]) -> list[Tensor]:
-    """Tensors of one dtype on loc's device; numbers become tensors of shape (1,)."""
-    # As everywhere in torch, numbers and 0-d tensors don't take part in promotion.
-    dtypes = [value.dtype for value in parameters.values() if isinstance(value, Tensor) and value.dim() > 0]
-    dtype, device = functools.reduce(torch.promote_types, dtypes), parameters["loc"].device
-    return [as_tensor(value, dtype, device) for value in parameters.values()]
-
-
-def as_tensor(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if not isinstance(value, Tensor):
-        return torch.full((1,), float(value), dtype=dtype, device=device)
-    if value.dim() == 0:
-        return value.to(device, dtype)
-    return value if value.dtype == dtype else value.to(dtype)
-
-
-def at_least_1d(x: Tensor) -> Tensor:
-    return x if x.dim() > 0 else x.unsqueeze(0)

@@ -1,4 +1,4 @@
-"""Errors in the place of a NaN that nobody put in, at the edges of what parameters can mean."""
+"""Errors at values that a parameter can't have, and in the place of a NaN that nobody put in."""
 
 import functools
 import math
@@ -9,7 +9,13 @@ from torch import Tensor
 
 from ar1_dist.kernels import is_transformed
 
-__all__ = ["or_limit", "refuse_nan"]
+__all__ = ["or_limit", "refuse_nan", "require"]
+
+
+def require(name: str, value: Tensor, wanted: str, *conditions: Tensor) -> None:
+    """Raise unless all conditions on a parameter's values hold everywhere."""
+    if not all(torch._is_all_true(condition) for condition in conditions):
+        raise ValueError(f"{name} must {wanted}; got a tensor of shape {tuple(value.shape)}:\n{value}")
 
 
 def refuse_nan(what: str, *results: Tensor, **given: Tensor) -> None:
