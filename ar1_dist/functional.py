@@ -1,4 +1,5 @@
-r"""The chain's operations as functions of tensors: colouring and whitening, density, and what both are made of.
+r"""The chain's operations as functions of tensors: colouring and whitening, density, divergence, and what these are
+made of.
 
 Throughout ``loc`` has shape ``(..., d)``; ``scale``, the marginal standard deviation, ``(..., d)`` or ``(..., 1)``; and
 ``correlation``, which is :math:`\alpha = \operatorname{artanh} \rho` if ``atanh`` is true and else :math:`\rho`,
@@ -21,6 +22,7 @@ __all__ = [
     "colour",
     "is_floating",
     "join",
+    "kl_to_normal",
     "log_cosh",
     "log_det",
     "log_prob",
@@ -95,6 +97,22 @@ def log_det(scale: Tensor, correlation: Tensor, *, d: int, atanh: bool, constant
     """
     check_size(d)
     return constant + sum_shared(scale.log(), d) - sum_shared(log_cosh(atanh_of(correlation, atanh)), d - 1)
+
+
+@with_kernels
+def kl_to_normal(
+    loc: Tensor, scale: Tensor, correlation: Tensor, p_loc: Tensor, p_scale: Tensor, *, atanh: bool
+) -> Tensor:
+    r"""To independent normals :math:`\mathcal{N}(\mu_t, \tau_t^2)`, the case that guides meet in every step:
+    :math:`\sum_t \big[\tfrac12 \big(\mathrm{scale}_t^2 + (\mathrm{loc}_t - \mu_t)^2\big)/\tau_t^2 - \tfrac12 -
+    \log(\mathrm{scale}_t/\tau_t)\big] - \tfrac12 \sum_{t \ge 2} \log(1 - \rho_t^2)`."""
+    check_size(loc.shape[-1])
+    dtype = torch.promote_types(loc.dtype, p_loc.dtype)
+    if dtype in (torch.float16, torch.bfloat16):  # squares of ratios leave their range, or are 0
+        loc, scale, correlation, p_loc, p_scale = (x.float() for x in (loc, scale, correlation, p_loc, p_scale))
+    ratio, shift = scale / p_scale, (loc - p_loc) / p_scale
+    marginals = (0.5 * (shift.square() + ratio.square() - 1) - ratio.log()).sum(-1)
+    return (marginals + sum_shared(log_cosh(atanh_of(correlation, atanh)), loc.shape[-1] - 1)).to(dtype)
 
 
 def whiten(u: Tensor, atanh_rho: Tensor, dtype: torch.dtype) -> Tensor:

@@ -52,8 +52,8 @@ from torch.distributions.kl import _KL_MEMOIZE, _dispatch_kl
 from torch.nn.functional import softplus
 
 from ar1_dist.ar1_normal import AR1Normal, unwrap
-from ar1_dist.functional import atanh_of, log_cosh, sign_of, sum_shared, whiten, widen
-from ar1_dist.kernels import check_size, is_transformed, with_kernels
+from ar1_dist.functional import kl_to_normal, sign_of, sum_shared, whiten, widen
+from ar1_dist.kernels import is_transformed
 from ar1_dist.recurrence import linear_recurrence
 from ar1_dist.validation import or_limit
 
@@ -217,22 +217,6 @@ def _kl_normal_independent(q: AR1Normal | MultivariateNormal | LowRankMultivaria
     marginals = Normal(q.mean, q.stddev, validate_args=False)
     total_correlation = q.total_correlation if isinstance(q, AR1Normal) else marginals.entropy().sum(-1) - q.entropy()
     return kl_divergence(marginals, base).sum(-1) + total_correlation
-
-
-@with_kernels
-def kl_to_normal(
-    loc: Tensor, scale: Tensor, correlation: Tensor, p_loc: Tensor, p_scale: Tensor, *, atanh: bool
-) -> Tensor:
-    r"""To independent normals :math:`\mathcal{N}(\mu_t, \tau_t^2)`, the case that guides meet in every step:
-    :math:`\sum_t \big[\tfrac12 \big(\mathrm{scale}_t^2 + (\mathrm{loc}_t - \mu_t)^2\big)/\tau_t^2 - \tfrac12 -
-    \log(\mathrm{scale}_t/\tau_t)\big] - \tfrac12 \sum_{t \ge 2} \log(1 - \rho_t^2)`."""
-    check_size(loc.shape[-1])
-    dtype = torch.promote_types(loc.dtype, p_loc.dtype)
-    if dtype in (torch.float16, torch.bfloat16):  # squares of ratios leave their range, or are 0
-        loc, scale, correlation, p_loc, p_scale = (x.float() for x in (loc, scale, correlation, p_loc, p_scale))
-    ratio, shift = scale / p_scale, (loc - p_loc) / p_scale
-    marginals = (0.5 * (shift.square() + ratio.square() - 1) - ratio.log()).sum(-1)
-    return (marginals + sum_shared(log_cosh(atanh_of(correlation, atanh)), loc.shape[-1] - 1)).to(dtype)
 
 
 def _log_cosh_ratio(x: Tensor, y: Tensor) -> Tensor:

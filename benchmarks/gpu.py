@@ -40,7 +40,8 @@ def main() -> None:
 
 
 def bandwidths(n: int, d: int, rounds: int) -> None:
-    from ar1_dist.triton_kernels import chain_backward, chain_forward, linear_recurrence
+    from ar1_dist.kernels.triton.colouring import chain_backward, chain_forward
+    from ar1_dist.kernels.triton.recurrences import recurrence_of_rows
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, device="cuda") - 0.5
@@ -49,10 +50,10 @@ def bandwidths(n: int, d: int, rounds: int) -> None:
     loc, scale = uniform(n, d), 1 + uniform(1, 1)
     functions: dict[str, tuple[Callable[[], object], int]] = {
         "plain copy": (lambda: out.copy_(x), 2),
-        "recurrence, one coefficient": (lambda: linear_recurrence(alpha, x), 2),
-        "the same, in reverse": (lambda: linear_recurrence(alpha, x, reverse=True), 2),
-        "recurrence, a coefficient per pair": (lambda: linear_recurrence(pairs, x), 3),
-        "the same, in reverse ": (lambda: linear_recurrence(pairs, x, reverse=True), 3),
+        "recurrence, one coefficient": (lambda: recurrence_of_rows(alpha, x), 2),
+        "the same, in reverse": (lambda: recurrence_of_rows(alpha, x, reverse=True), 2),
+        "recurrence, a coefficient per pair": (lambda: recurrence_of_rows(pairs, x), 3),
+        "the same, in reverse ": (lambda: recurrence_of_rows(pairs, x, reverse=True), 3),
         "chain forward": (lambda: chain_forward(loc, scale, alpha, noise, atanh=True), 4),
         "chain backward": (lambda: chain_backward(x, noise, out, scale, alpha, atanh=True), 3),
         "chain forward, a correlation per pair": (lambda: chain_forward(loc, scale, pairs, noise, atanh=True), 5),

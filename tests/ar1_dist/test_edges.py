@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from ar1_dist import AR1Normal, functional, kl
+from ar1_dist import AR1Normal, functional
 from ar1_dist.recurrence import autoregression, linear_recurrence, moebius_recurrence
 
 from . import reference
@@ -367,7 +367,7 @@ def test_no_chain_is_empty():
         lambda: functional.log_prob(none, none, one, one, atanh=True),
         lambda: functional.log_prob_of_draw(none, none, one, one, none, atanh=True),
         lambda: functional.log_det(one, one, d=0, atanh=True),
-        lambda: kl.kl_to_normal(none, one, one, none, none, atanh=True),
+        lambda: functional.kl_to_normal(none, one, one, none, none, atanh=True),
     ):
         with pytest.raises(ValueError, match="must be at least 1; got 0"):
             operation()

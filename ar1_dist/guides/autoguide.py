@@ -18,9 +18,9 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ar1_dist.ar1_normal import AR1Normal
-from ar1_dist.event_time import find_time_dim
-from ar1_dist.guide_checks import check_init_scale, check_store, layout_of
-from ar1_dist.rounding import warn_if_rounded
+from ar1_dist.guides.checks import check_init_scale, check_store, layout_of
+from ar1_dist.guides.event_time import find_time_dim
+from ar1_dist.guides.rounding import warn_if_rounded
 from ar1_dist.transforms import AR1Transform
 
 __all__ = ["AutoAR1Normal"]

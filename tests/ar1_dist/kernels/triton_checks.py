@@ -1,4 +1,4 @@
-"""What the Triton kernels must compute: run by test_triton_kernels.py, in a process of its own, with the interpreter on
+"""What the Triton kernels must compute: run by test_triton.py, in a process of its own, with the interpreter on
 the CPU where TRITON_INTERPRET=1 is set, else compiled on a CUDA device. The blocks are small, so that few places cross
 many boundaries: the interpreter takes a tenth of a millisecond for each place of a scan."""
 
@@ -9,14 +9,16 @@ import torch
 
 pytest.importorskip("triton")
 
-from ar1_dist import functional, triton_kernels
+from ar1_dist import functional
 from ar1_dist.kernels import set_kernels
+from ar1_dist.kernels.triton import available, scan
+from ar1_dist.kernels.triton.colouring import chain_backward, chain_forward
+from ar1_dist.kernels.triton.recurrences import recurrence_of_rows
+from ar1_dist.kernels.triton.scan import Plan, plan_for
 from ar1_dist.recurrence import autoregression, linear_recurrence
-from ar1_dist.triton_kernels import Plan, chain_backward, chain_forward, plan_for
-
-from .cases import Case, assert_close
-from .test_kernels import arguments_of, assert_same, value_and_gradients
-from .test_recurrence import loop
+from tests.ar1_dist.cases import Case, assert_close
+from tests.ar1_dist.kernels.test_kernels import arguments_of, assert_same, value_and_gradients
+from tests.ar1_dist.test_recurrence import loop
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -33,7 +35,7 @@ DTYPES = [torch.float32, torch.float64]
 def _few_maps(monkeypatch):
     """Every program scans the maps of at least as many chunks as it has threads; the interpreter has time for 32."""
     if INTERPRETED:
-        monkeypatch.setattr(triton_kernels, "_WARPS", 1)
+        monkeypatch.setattr(scan, "_WARPS", 1)
 
 
 def uniform(*shape: int, low: float = -1.0, high: float = 1.0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -45,8 +47,8 @@ def normal(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 def test_available():
-    assert triton_kernels.available(DEVICE)
-    assert not triton_kernels.available(torch.device("meta"))
+    assert available(DEVICE)
+    assert not available(torch.device("meta"))
 
 
 # --- The recurrence ---
@@ -58,7 +60,7 @@ def test_available():
 @pytest.mark.parametrize("d", [1, 2, 16, 17, 50])
 def test_recurrence(d, plan, shared, reverse):
     a, x = uniform(2, 1 if shared else d - 1), normal(2, d)
-    got = triton_kernels.linear_recurrence(a, x, reverse=reverse, plan=plan)
+    got = recurrence_of_rows(a, x, reverse=reverse, plan=plan)
     assert_close(got, loop(a, x, reverse))
     assert_close(got, linear_recurrence(a, x, reverse=reverse))
 
@@ -68,7 +70,7 @@ def test_recurrence(d, plan, shared, reverse):
 @pytest.mark.parametrize("d", [2047, 2049])  # of blocks of 512
 def test_recurrence_in_float32(d, chunks, reverse):
     a, x = uniform(1, d - 1, dtype=torch.float32), normal(1, d, dtype=torch.float32)
-    got = triton_kernels.linear_recurrence(a, x, reverse=reverse, plan=Plan(1, 512, chunks))
+    got = recurrence_of_rows(a, x, reverse=reverse, plan=Plan(1, 512, chunks))
     assert_close(got, linear_recurrence(a, x, reverse=reverse), torch.float32)
 
 
@@ -88,7 +90,7 @@ def test_recurrence_of_any_layout(layout, chunks):
         a = a[:2]
     rows = a.repeat(2, 1) if layout == "modulo" else a
     for reverse in (False, True):
-        got = triton_kernels.linear_recurrence(a, x, reverse=reverse, plan=Plan(4, 16, chunks))
+        got = recurrence_of_rows(a, x, reverse=reverse, plan=Plan(4, 16, chunks))
         assert got.is_contiguous()
         assert_close(got, loop(rows, x, reverse))
 
@@ -100,7 +102,7 @@ def test_recurrence_keeps_what_is_not_finite_in_its_place():
     half = torch.full((1, 1), 0.5, device=DEVICE)
     for plan in PLANS:
         for reverse in (False, True):
-            got = triton_kernels.linear_recurrence(half, x, reverse=reverse, plan=plan)
+            got = recurrence_of_rows(half, x, reverse=reverse, plan=plan)
             reached = torch.zeros_like(got, dtype=torch.bool)
             reached[0, : 21 if reverse else None] = True
             reached[0, : 0 if reverse else 20] = False
@@ -225,9 +227,9 @@ def test_at_full_size(n, d, dtype):
     for shared in (False, True):
         a, x = uniform(n, 1 if shared else d - 1, low=-0.9, high=0.9, dtype=dtype), normal(n, d, dtype=dtype)
         for reverse in (False, True):
-            got = triton_kernels.linear_recurrence(a, x, reverse=reverse)
+            got = recurrence_of_rows(a, x, reverse=reverse)
             assert_close(got, linear_recurrence(a, x, reverse=reverse), dtype)
-            assert torch.equal(got, triton_kernels.linear_recurrence(a, x, reverse=reverse))
+            assert torch.equal(got, recurrence_of_rows(a, x, reverse=reverse))
 
 
 @on_a_device
@@ -244,7 +246,7 @@ def test_offsets_beyond_32_bits():
     if torch.cuda.get_device_properties(DEVICE).total_memory < 40 * 2**30:
         pytest.skip("takes 18 GB")
     x = torch.ones(2**16 + 3, 2**15, device=DEVICE)
-    y = triton_kernels.linear_recurrence(torch.zeros(1, 1, device=DEVICE), x)
+    y = recurrence_of_rows(torch.zeros(1, 1, device=DEVICE), x)
     assert torch.equal(x[-2:], y[-2:])
 
 

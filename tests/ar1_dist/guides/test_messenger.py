@@ -18,10 +18,9 @@ from pyro.infer.autoguide import init_to_value
 from pyro.infer.autoguide.effect import AutoNormalMessenger
 
 from ar1_dist import AR1Normal, AutoAR1Normal, AutoAR1NormalMessenger, assert_analytic_kl
-
-from . import reference
-from .elbo import ROWS as N
-from .elbo import Conjugate, chain_sites, losses_of, sample
+from tests.ar1_dist import reference
+from tests.ar1_dist.elbo import ROWS as N
+from tests.ar1_dist.elbo import Conjugate, chain_sites, losses_of, sample
 
 D = 3
 both_guides = pytest.mark.parametrize("guide_class", [AutoAR1Normal, AutoAR1NormalMessenger])

@@ -11,9 +11,8 @@ from pyro.infer.autoguide import AutoDelta, init_to_value
 from pyro.infer.autoguide.effect import AutoNormalMessenger
 
 from ar1_dist import AR1Normal, AutoAR1Normal, AutoAR1NormalMessenger, assert_analytic_kl
-
-from .elbo import ROWS as N
-from .elbo import losses_of, sample, true_loss
+from tests.ar1_dist.elbo import ROWS as N
+from tests.ar1_dist.elbo import losses_of, sample, true_loss
 
 D = 3
 MASK = torch.tensor([True, False, True, False])

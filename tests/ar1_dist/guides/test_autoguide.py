@@ -39,10 +39,9 @@ from pyro.infer.reparam import NeuTraReparam
 from statsmodels.tsa.statespace.structural import UnobservedComponents
 
 from ar1_dist import AR1Normal, AutoAR1Normal, AutoAR1NormalMessenger
-
-from . import reference
-from .elbo import ROWS as N
-from .elbo import Conjugate, chain_sites
+from tests.ar1_dist import reference
+from tests.ar1_dist.elbo import ROWS as N
+from tests.ar1_dist.elbo import Conjugate, chain_sites
 
 D = 3
 GUIDES = [AutoAR1Normal, AutoMultivariateNormal]

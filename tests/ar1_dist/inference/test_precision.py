@@ -2,7 +2,7 @@
 correlations at the limits of their range against 60-digit arithmetic.
 
 Errors are |got - want| / max(1, |want|), for sums over the chain / max(1, |want|, 0.1 d).
-``python -m tests.ar1_dist.test_inference_precision`` prints the errors over long chains as a table.
+``python -m tests.ar1_dist.inference.test_precision`` prints the errors over long chains as a table.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +13,7 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from ar1_dist import AR1Normal
 from ar1_dist.inference import condition, construct, update
-
-from .reference import Exact
+from tests.ar1_dist.reference import Exact
 
 VALUE_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4

@@ -2,7 +2,7 @@ r"""What computes: compiled kernels where they apply, plain torch everywhere els
 
 Every operation has a formula in plain torch, which serves all devices, types and transformations and is differentiable
 to any order. Kernels of the same name give its value and its gradient faster, in float32 and float64:
-:mod:`ar1_dist.numba_operations` on a CPU, :mod:`ar1_dist.triton_operations` on a CUDA device.
+:mod:`ar1_dist.kernels.numba` on a CPU, :mod:`ar1_dist.kernels.triton` on a CUDA device.
 """
 
 import functools
@@ -17,9 +17,20 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
-__all__ = ["KernelError", "check_size", "check_widths", "has_values", "is_transformed", "set_kernels", "with_kernels"]
+__all__ = [
+    "KernelError",
+    "Tensors",
+    "check_size",
+    "check_widths",
+    "has_values",
+    "is_transformed",
+    "set_kernels",
+    "with_kernels",
+]
 
-_MODULES = {"numba": "ar1_dist.numba_operations", "triton": "ar1_dist.triton_operations"}
+Tensors = tuple[Tensor, ...]
+
+_MODULES = {name: f"{__name__}.{name}" for name in ("numba", "triton")}
 _choice = "auto"
 _failed: set[str] = set()
 
@@ -62,7 +73,7 @@ def with_kernels(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     A module of kernels has a function of the operation's name that takes what it does, ``(*tensors, **options)``, and
     returns a tuple of the value and of what the gradient needs; and one with ``_backward`` after it that takes
-    ``(needed, grad, *tensors, *kept, **options)`` and returns the gradients, one that isn't needed being anything. They
+    ``(needed, grad, tensors, kept, **options)`` and returns the gradients, one that isn't needed being anything. They
     need not be summed over the dimensions along which a tensor was broadcast.
     """
 
@@ -106,12 +117,12 @@ class _WithKernels(torch.autograd.Function):
     def backward(ctx, grad):
         plain, kernels, _, options = ctx.call
         needed, saved = ctx.needs_input_grad[1:], ctx.saved_tensors
-        tensors = saved[: len(needed)]
+        tensors, kept = saved[: len(needed)], saved[len(needed) :]
         grads = None
         # A derivative that is itself to be differentiated, or mapped over, is the formula's.
         if not torch.is_grad_enabled() and _kernels_for((grad,)) is kernels:
             try:
-                grads = getattr(kernels, f"{plain.__name__}_backward")(needed, grad, *saved, **options)
+                grads = getattr(kernels, f"{plain.__name__}_backward")(needed, grad, tensors, kept, **options)
             except KernelError as error:
                 _give_up(kernels.__name__, error)
         if grads is None:

@@ -9,7 +9,7 @@ import torch
 from torch.distributions import kl_divergence
 
 from ar1_dist import AR1Normal
-from ar1_dist.event_time import MovedimDistribution, find_time_dim
+from ar1_dist.guides.event_time import MovedimDistribution, find_time_dim
 
 K, T = 2, 5
 

@@ -11,9 +11,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from ar1_dist import AR1Normal
-
-from . import reference
-from .cases import Case, any_case, any_pair, assert_close
+from tests.ar1_dist import reference
+from tests.ar1_dist.cases import Case, any_case, any_pair, assert_close
 
 INF, NAN = math.inf, math.nan
 

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,10 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Independent, Normal, kl_divergence
 
-from ar1_dist import functional, kl, numba_kernels, recurrence
+import ar1_dist
+from ar1_dist import functional, recurrence
 from ar1_dist.kernels import KernelError, set_kernels
+from ar1_dist.kernels.numba import determinant
 from tests.ar1_dist import reference
 from tests.ar1_dist.cases import CASES, SMALL_CASES, TOLERANCE, Case, assert_close, over
 
@@ -60,7 +64,7 @@ OPERATIONS = {
     "log_prob": functional.log_prob,
     "log_prob_of_draw": functional.log_prob_of_draw,
     "log_det": functional.log_det,
-    "kl_to_normal": kl.kl_to_normal,
+    "kl_to_normal": functional.kl_to_normal,
 }
 each_operation = pytest.mark.parametrize("name", OPERATIONS)
 each_parametrisation = pytest.mark.parametrize("atanh", [False, True])
@@ -263,7 +267,7 @@ def test_divergence_from_itself_is_exactly_zero(scales, shared):
     scale = (p_scale[:1] if shared and len(scales) == 1 else p_scale).detach().clone().requires_grad_()
     zero = torch.zeros(d, dtype=torch.float64, requires_grad=True)
     set_kernels("numba")
-    value = kl.kl_to_normal(zero, scale, zero[:1].detach(), zero.detach(), p_scale, atanh=True)
+    value = functional.kl_to_normal(zero, scale, zero[:1].detach(), zero.detach(), p_scale, atanh=True)
     for x in (value, *torch.autograd.grad(value, (zero, scale, p_scale))):
         assert torch.equal(x, torch.zeros_like(x))
 
@@ -321,11 +325,11 @@ def broken(*arguments):
     raise OSError("no space left on device")
 
 
-@pytest.mark.parametrize("kernel", ["log_det", "log_det_backward"])
+@pytest.mark.parametrize("kernel", ["_log_det_kernel", "_log_det_backward_kernel"])
 def test_a_failing_compiler_means_plain_torch(kernel, monkeypatch):
     tensors, options = arguments_of(Case(5, (2,)), "log_det", False)
     expected = value_and_gradients("torch", "log_det", tensors, options)
-    monkeypatch.setattr(numba_kernels, kernel, broken)
+    monkeypatch.setattr(determinant, kernel, broken)
     broken.__name__ = kernel
     with pytest.warns(RuntimeWarning, match="more slowly: .*no space left"):
         assert_same(value_and_gradients("auto", "log_det", tensors, options), expected, 1e-15)
@@ -339,7 +343,7 @@ def test_a_failing_compiler_means_plain_torch(kernel, monkeypatch):
 def test_a_compiler_that_was_disturbed_tries_again(monkeypatch):
     set_kernels("numba")
     expected = functional.log_det(torch.ones(3), torch.zeros(1), d=3, atanh=True)
-    kernel, calls = numba_kernels.log_det, []
+    kernel, calls = determinant._log_det_kernel, []
 
     def disturbed(*arguments):
         calls.append(arguments)
@@ -347,7 +351,7 @@ def test_a_compiler_that_was_disturbed_tries_again(monkeypatch):
             raise OSError("stale file handle")
         kernel(*arguments)
 
-    monkeypatch.setattr(numba_kernels, "log_det", disturbed)
+    monkeypatch.setattr(determinant, "_log_det_kernel", disturbed)
     assert torch.equal(functional.log_det(torch.ones(3), torch.zeros(1), d=3, atanh=True), expected)
     assert len(calls) == 2
 
@@ -357,9 +361,9 @@ import sys
 {setup}
 import torch
 import ar1_dist
-assert "ar1_dist.numba_kernels" not in sys.modules
+assert "ar1_dist.kernels.numba" not in sys.modules
 torch.manual_seed(0)
-print(ar1_dist.AR1Normal(torch.zeros(3), 1.0, 0.5).rsample().tolist(), "ar1_dist.numba_kernels" in sys.modules)
+print(ar1_dist.AR1Normal(torch.zeros(3), 1.0, 0.5).rsample().tolist(), "ar1_dist.kernels.numba" in sys.modules)
 """
 
 
@@ -397,7 +401,7 @@ draw = lambda: AR1Normal(torch.zeros(3), 1.0, 0.5).sample()
 """
 FORK = """
 import os, signal
-import ar1_dist.numba_operations
+import ar1_dist.kernels.numba
 compiling = threading.Event()
 def compile():
     compiling.set()
@@ -436,16 +440,42 @@ def test_a_compiler_at_work_and_a_cache_that_is_damaged(tmp_path):
 
 
 NOWHERE = """
-import numba.core.dispatcher
-def enable_caching(self):
+import numba.core.caching
+def no_locator(self, function):
     raise RuntimeError("cannot cache function: no locator available")
-numba.core.dispatcher.Dispatcher.enable_caching = enable_caching
+numba.core.caching.FunctionCache.__init__ = no_locator
 """
 
 
 @pytest.mark.slow
 def test_where_compiled_code_can_not_be_kept():
     assert in_a_fresh_process(NOWHERE) == in_a_fresh_process()
+
+
+LOG_DET = """
+import torch
+from ar1_dist import functional
+print(functional.log_det(torch.ones(3), torch.zeros(1), d=3, atanh=True))
+"""
+
+
+@pytest.mark.slow
+def test_a_helper_that_was_changed_is_compiled_anew(tmp_path):
+    """Also in the kernels of other files, which are on disk with the helper in them."""
+    shutil.copytree(Path(ar1_dist.__file__).parent, tmp_path / "ar1_dist", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def log_det():
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+        command = [sys.executable, "-c", LOG_DET]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True).stdout
+
+    assert log_det() == "tensor(0.)\n"
+    helpers = tmp_path / "ar1_dist" / "kernels" / "numba" / "arithmetic.py"
+    text = helpers.read_text("utf-8")
+    changed = text.replace("return log + np.log(product)", "return log + np.log(product) + 1.0")
+    assert changed != text
+    helpers.write_text(changed, "utf-8")
+    assert log_det() == "tensor(1.)\n"
 
 
 def _sample(queue) -> None:

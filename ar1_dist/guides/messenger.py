@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ar1_dist.ar1_normal import AR1Normal
-from ar1_dist.event_time import MovedimDistribution, find_time_dim
-from ar1_dist.guide_checks import check_init_scale, check_store, store_name
-from ar1_dist.rounding import warn_if_rounded
+from ar1_dist.guides.checks import check_init_scale, check_store, store_name
+from ar1_dist.guides.event_time import MovedimDistribution, find_time_dim
+from ar1_dist.guides.rounding import warn_if_rounded
 
 __all__ = ["AutoAR1NormalMessenger"]
 

@@ -1,0 +1,1 @@
+"""Guides for Pyro with chains, and what they check."""
