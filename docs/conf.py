@@ -38,7 +38,7 @@ python_use_unqualified_type_names = True
 
 nitpicky = True  # a reference into this documentation that leads nowhere is an error; these are not in it
 nitpick_ignore_regex = [
-    ("py:mod", r"ar1_dist\.(numba|triton)_\w+"),
+    ("py:mod", r"ar1_dist\.kernels\.triton"),
     ("py:.*", r"(torch|pyro|lightning|torchvision|matplotlib|rich|numpy|json|fcntl)\b.*"),
     ("py:(class|obj)", r"[\w ,.]*"),  # types in Args, in plain words
     ("py:exc", r"\w+"),

@@ -67,7 +67,7 @@ def update_by_chain(q: Chain, p: Chain) -> tuple[Chain, Tensor]:
     In q's standardised coordinates and from right to left, q has :math:`u_{t-1} \mid u_t \sim \mathcal{N}(k_t u_t,
     N_t)` and p has :math:`\mathcal{N}(k'_t u_t + \nu_t, N'_t)`. With :math:`M_t = N_t + N'_t` their product is
 
-    .. math:: \mathcal{N}\Big(u_{t-1};\ \frac{k_t N'_t + k'_t N_t}{M_t}\, u_t + \frac{N_t}{M_t}\, \nu_t,\
+    .. math:: \mathcal{N}\Big(u_{t-1};\ \frac{k_t N'_t + k'_t N_t}{M_t}\, u_t + \frac{N_t}{M_t}\, \nu_t,\;
         \frac{N_t N'_t}{M_t}\Big)\; \mathcal{N}\big(\nu_t;\ (k_t - k'_t)\, u_t,\ M_t\big) ,
 
     a chain's conditional, and an observation of :math:`u_t` whose information :math:`(k_t - k'_t)^2/M_t` is not
