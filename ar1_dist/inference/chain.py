@@ -1,5 +1,6 @@
-r"""The parameters of a chain, and the notation of what is computed from them: in the standardised
-coordinates :math:`u_t = (z_t - \mathrm{loc}_t)/\mathrm{scale}_t` the chain is
+r"""The parameters of a chain, and the notation of what is computed from them.
+
+In the standardised coordinates :math:`u_t = (z_t - \mathrm{loc}_t)/\mathrm{scale}_t` the chain is
 
 .. math:: u_t \mid u_{t-1} \sim \mathcal{N}(\rho_t u_{t-1},\ c_t^2), \qquad \rho_t = \tanh \alpha_t, \qquad
     c_t^2 = 1 - \rho_t^2 = \operatorname{sech}^2 \alpha_t ,
