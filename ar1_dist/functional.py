@@ -6,6 +6,29 @@ Throughout ``loc`` has shape ``(..., d)``; ``scale``, the marginal standard devi
 ``(..., d - 1)`` or ``(..., 1)``. Leading dimensions broadcast. d = 0 is a ValueError; last dimensions that don't fit
 are one from a kernel and a RuntimeError from plain torch. Everything is a function of :math:`\alpha` where
 precision is at stake: :math:`1 - \rho^2 = \operatorname{sech}^2 \alpha` is right when :math:`\rho` itself rounds to 1.
+
+For d = 4, ``loc`` 0 and ``scale`` 1, with :math:`s_t = \sqrt{1 - \rho_t^2}`, colouring multiplies by the matrix on the
+left, and whitening by the one on the right:
+
+.. math::
+
+    L = \begin{pmatrix} 1 & & & \\ \rho_2 & s_2 & & \\ \rho_3 \rho_2 & \rho_3 s_2 & s_3 & \\
+        \rho_4 \rho_3 \rho_2 & \rho_4 \rho_3 s_2 & \rho_4 s_3 & s_4 \end{pmatrix}, \qquad
+    L^{-1} = \begin{pmatrix} 1 & & & \\ -\rho_2/s_2 & 1/s_2 & & \\ & -\rho_3/s_3 & 1/s_3 & \\
+        & & -\rho_4/s_4 & 1/s_4 \end{pmatrix} .
+
+>>> rho = torch.tensor([0.6, 0.8, -0.6])
+>>> loc, scale, identity = torch.zeros(4), torch.ones(1), torch.eye(4)
+>>> colour(loc, scale, rho, identity, atanh=False).mT
+tensor([[ 1.0000,  0.0000,  0.0000,  0.0000],
+        [ 0.6000,  0.8000,  0.0000,  0.0000],
+        [ 0.4800,  0.6400,  0.6000,  0.0000],
+        [-0.2880, -0.3840, -0.3600,  0.8000]])
+>>> whiten(identity, rho.atanh(), torch.float32).mT + 0.0
+tensor([[ 1.0000,  0.0000,  0.0000,  0.0000],
+        [-0.7500,  1.2500,  0.0000,  0.0000],
+        [ 0.0000, -1.3333,  1.6667,  0.0000],
+        [ 0.0000,  0.0000,  0.7500,  1.2500]])
 """
 
 import math
