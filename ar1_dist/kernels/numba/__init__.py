@@ -13,7 +13,8 @@ correlation of a pair is given as :math:`\rho` or, with ``atanh``, as :math:`\al
 import torch
 
 from ar1_dist.kernels.numba.colouring import colour, colour_backward
-from ar1_dist.kernels.numba.density import log_prob, log_prob_backward, log_prob_of_draw, log_prob_of_draw_backward
+from ar1_dist.kernels.numba.density import log_prob, log_prob_backward
+from ar1_dist.kernels.numba.density_of_draw import log_prob_of_draw, log_prob_of_draw_backward
 from ar1_dist.kernels.numba.determinant import log_det, log_det_backward
 from ar1_dist.kernels.numba.divergence import kl_to_normal, kl_to_normal_backward
 from ar1_dist.kernels.numba.recurrences import (

@@ -1,18 +1,15 @@
-r"""The density: :func:`ar1_dist.functional.log_prob`, and of a draw
-:func:`~ar1_dist.functional.log_prob_of_draw`."""
+"""The density: :func:`ar1_dist.functional.log_prob`."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy import float64
 from torch import Tensor
 
 from ar1_dist.kernels import Tensors, check_widths
 from ar1_dist.kernels.numba.arithmetic import (
     CHUNK,
-    add_product,
     innovation,
     load_whitening,
     log_product,
@@ -25,54 +22,30 @@ from ar1_dist.kernels.numba.compilation import compiled, vectorised
 from ar1_dist.kernels.numba.determinant import beyond_most, log_roots, log_scales
 from ar1_dist.kernels.numba.rows import Rows, as_rows
 
-__all__ = ["log_prob", "log_prob_backward", "log_prob_of_draw", "log_prob_of_draw_backward"]
+__all__ = ["log_prob", "log_prob_backward"]
 
 
 _SHORT = 8  # the d up to which one loop takes less time than several that are vectorised
 
 
 def log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, *, atanh: bool) -> Tensors:
-    return _log_prob(value, loc, scale, correlation, atanh, is_noise=False)
-
-
-def log_prob_backward(needed: Sequence[bool], grad: Tensor, tensors: Tensors, kept: Tensors, *, atanh: bool) -> Tensors:
-    return _log_prob_backward(needed, grad, tensors, atanh, is_noise=False)
-
-
-def log_prob_of_draw(
-    value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, noise: Tensor, *, atanh: bool
-) -> Tensors:
-    check_widths(loc.size(-1), (value,))
-    return _log_prob(noise, loc, scale, correlation, atanh, is_noise=True)
-
-
-def log_prob_of_draw_backward(
-    needed: Sequence[bool], grad: Tensor, tensors: Tensors, kept: Tensors, *, atanh: bool
-) -> Tensors:
-    _, *chain, noise = tensors
-    grads = _log_prob_backward(needed, grad, (noise, *chain), atanh, is_noise=True)
-    return *grads, torch.zeros_like(noise) if needed[4] else noise
-
-
-def _log_prob(value: Tensor, loc: Tensor, scale: Tensor, correlation: Tensor, atanh: bool, is_noise: bool) -> Tensors:
     check_widths(loc.size(-1), (value,), (scale,), (correlation,))
     rows = Rows(value, loc, scale, correlation)
     result = loc.new_empty(rows.batch_shape)
-    rows.run(_log_prob_kernel, (result,), atanh, is_noise)
+    rows.run(_log_prob_kernel, (result,), atanh)
     return (result,)
 
 
-def _log_prob_backward(needed: Sequence[bool], grad: Tensor, tensors: Tensors, atanh: bool, is_noise: bool) -> Tensors:
+def log_prob_backward(needed: Sequence[bool], grad: Tensor, tensors: Tensors, kept: Tensors, *, atanh: bool) -> Tensors:
     rows = Rows(*tensors)
     grads = tuple(map(rows.empty_like, tensors[1:]))
     given, is_constant = as_rows(grad)
-    rows.run(_log_prob_backward_kernel, (given, *grads), atanh, is_noise, is_constant)
+    rows.run(_log_prob_backward_kernel, (given, *grads), atanh, is_constant)
     return (-grads[0] if needed[0] else grads[0]), *grads
 
 
 @compiled
-def _log_prob_kernel(like, at, rows, counts, widths, atanh, is_noise):
-    """With ``is_noise`` the value is given as the noise that it was made of."""
+def _log_prob_kernel(like, at, rows, counts, widths, atanh):
     value = rows_at(at[0], counts[0], widths[0], like)
     loc = rows_at(at[1], counts[1], widths[1], like)
     scale = rows_at(at[2], counts[2], widths[2], like)
@@ -84,10 +57,6 @@ def _log_prob_kernel(like, at, rows, counts, widths, atanh, is_noise):
     for r in range(rows):
         n, i, j, m = r % value.shape[0], r % loc.shape[0], r % scale.shape[0], r % c.shape[0]
         log = log_scales(scale, j, d)
-        if is_noise:
-            squares, log = _squares(value[n]), log + log_roots(c, m, d, atanh, pairs)
-            result[r, 0] = -0.5 * (squares + d * math.log(2 * math.pi)) - log
-            continue
         u[0] = (float64(value[n, 0]) - loc[i, 0]) / scale[j, 0]
         squares = u[0] * u[0]
         if not pair_step:
@@ -101,14 +70,6 @@ def _log_prob_kernel(like, at, rows, counts, widths, atanh, is_noise):
             squares += _sum_of_squares(u, pairs, pair_step, stop - start)
             u[0] = u[stop - start]
         result[r, 0] = -0.5 * (squares + d * math.log(2 * math.pi)) - log
-
-
-@vectorised
-def _squares(x):
-    total = 0.0
-    for p in range(x.size):
-        total += float64(x[p]) * x[p]
-    return total
 
 
 @vectorised
@@ -133,7 +94,7 @@ def _sum_of_squares(u, pairs, pair_step, n):
 
 
 @compiled
-def _log_prob_backward_kernel(like, at, rows, counts, widths, atanh, is_noise, is_constant):
+def _log_prob_backward_kernel(like, at, rows, counts, widths, atanh, is_constant):
     r"""With w the whitened value and :math:`\omega_t = w_t/\sqrt{1 - \rho_t^2}`, the slope of half the sum of squares
     by :math:`u_t` is :math:`\omega_t - \rho_{t+1} \omega_{t+1}`, and the gradient of :math:`\alpha_t` is
     :math:`\rho_t - \omega_t (\rho_t u_t - u_{t-1})`."""
@@ -154,40 +115,20 @@ def _log_prob_backward_kernel(like, at, rows, counts, widths, atanh, is_noise, i
         n, i, j, m = r % value.shape[0], r % loc.shape[0], r % scale.shape[0], r % c.shape[0]
         g, total_scale, total_c = float64(grad[r % grad.shape[0], 0]), 0.0, 0.0
         if d <= _SHORT:
-            _log_prob_backward_of_short(
-                g,
-                value[n],
-                loc[i],
-                scale[j],
-                step,
-                c[m],
-                pair_step,
-                atanh,
-                is_noise,
-                grad_loc[r],
-                grad_scale[r],
-                grad_c[r],
-            )
+            gradients = grad_loc[r], grad_scale[r], grad_c[r]
+            _log_prob_backward_of_short(g, value[n], loc[i], scale[j], step, c[m], pair_step, atanh, gradients)
             continue
         inverse[0] = 1 / float64(scale[j, 0])
-        u[0] = omega[0] = float64(value[n, 0]) if is_noise else (float64(value[n, 0]) - loc[i, 0]) * inverse[0]
+        u[0] = omega[0] = (float64(value[n, 0]) - loc[i, 0]) * inverse[0]
         for start in range(1, d, CHUNK):
             stop = min(start + CHUNK, d)
             size = stop - start
             load_whitening(part(c, m, start - 1, stop - 1), atanh, pairs)
             if step:
                 _invert(scale[j, start:stop], inverse[1:])
-            if is_noise:
-                _colour_part(value[n, start:stop], pairs, pair_step, u)
-            else:
-                _multiply_deviations(value[n, start:stop], loc[i, start:stop], inverse[step:], step, u[1:])
-            if is_noise:
-                total_c += _log_prob_of_draw_by_pair(
-                    g, value[n, start:stop], u, omega, pairs, pair_step, atanh, grad_c[r, start - 1 :]
-                )
-            else:
-                _load_omega(u, pairs, pair_step, omega, size)
-                total_c += _log_prob_by_pair(g, u, omega, pairs, pair_step, atanh, grad_c[r, start - 1 :], size)
+            _multiply_deviations(value[n, start:stop], loc[i, start:stop], inverse[step:], step, u[1:])
+            _load_omega(u, pairs, pair_step, omega, size)
+            total_c += _log_prob_by_pair(g, u, omega, pairs, pair_step, atanh, grad_c[r, start - 1 :], size)
             _load_slopes(omega, pairs, pair_step, slopes, size)
             total_scale += _log_prob_by_coordinate(
                 g, slopes, u, inverse, step, grad_loc[r, start - 1 :], grad_scale[r, (start - 1) * step :], size
@@ -217,16 +158,6 @@ def _multiply_deviations(value, loc, inverse, step, u):
             u[p] = (float64(value[p]) - loc[p]) * factor
 
 
-@compiled
-def _colour_part(noise, pairs, pair_step, u):
-    """The standardised chain after u[0], from pairs loaded for whitening."""
-    root = math.sqrt(pairs[2, 0])
-    for p in range(noise.size):
-        if pair_step:
-            root = math.sqrt(pairs[2, p])
-        u[p + 1] = add_product(root * noise[p], pairs[0, p * pair_step], u[p])
-
-
 @vectorised
 def _load_omega(u, pairs, pair_step, omega, n):
     r""":math:`\omega_t` of :func:`log_prob_backward`."""
@@ -250,22 +181,6 @@ def _log_prob_by_pair(g, u, omega, pairs, pair_step, atanh, grad_c, n):
     else:
         for p in range(n):
             total += rho + omega[p + 1] * innovation(u[p], u[p + 1], rho, gap)
-    return g * total * (1.0 if atanh else pairs[3, 0])
-
-
-@vectorised
-def _log_prob_of_draw_by_pair(g, noise, u, omega, pairs, pair_step, atanh, grad_c):
-    r"""The same of a draw: :math:`\omega_t = \epsilon_t/\sqrt{1 - \rho_t^2}`, which is loaded too, and the gradient of
-    :math:`\alpha_t` is :math:`\rho_t (1 - \epsilon_t^2) + \sqrt{1 - \rho_t^2}\, \epsilon_t u_{t-1}`."""
-    total = 0.0
-    for p in range(noise.size):
-        q = p * pair_step
-        w, rho, root, inverse_square = float64(noise[p]), pairs[0, q], math.sqrt(pairs[2, q]), pairs[3, q]
-        omega[p + 1] = w / root
-        by_c = rho * (1 - w * w) + root * w * u[p]
-        total += by_c
-        if pair_step:
-            grad_c[p] = g * by_c * (1.0 if atanh else inverse_square)
     return g * total * (1.0 if atanh else pairs[3, 0])
 
 
@@ -298,28 +213,22 @@ def _log_prob_by_coordinate(g, slopes, u, inverse, step, grad_loc, grad_scale, n
 
 
 @compiled
-def _log_prob_backward_of_short(
-    g, value, loc, scale, step, c, pair_step, atanh, is_noise, grad_loc, grad_scale, grad_c
-):
+def _log_prob_backward_of_short(g, value, loc, scale, step, c, pair_step, atanh, gradients):
     """The same for a row of few coordinates, in one loop."""
+    grad_loc, grad_scale, grad_c = gradients
     d, total_scale, total_c = loc.size, 0.0, 0.0
     inverse = 1 / float64(scale[0])
-    u = omega = float64(value[0]) if is_noise else (float64(value[0]) - loc[0]) * inverse
+    u = omega = (float64(value[0]) - loc[0]) * inverse
     for t in range(1, d):
         if pair_step or t == 1:
-            rho, square, root, gap = pair_of(c[t - 1], atanh)
+            rho, square, _, gap = pair_of(c[t - 1], atanh)
             inverse_square = 1 / square
         last_u, last_omega, last_inverse = u, omega, inverse
         if step:
             inverse = 1 / float64(scale[t])
-        u = rho * last_u + root * value[t] if is_noise else (float64(value[t]) - loc[t]) * inverse
-        if is_noise:
-            w = float64(value[t])
-            omega = w / root
-            by_c = rho * (1 - w * w) + root * w * last_u
-        else:
-            omega = innovation(u, last_u, rho, gap) * inverse_square
-            by_c = rho + omega * innovation(last_u, u, rho, gap)
+        u = (float64(value[t]) - loc[t]) * inverse
+        omega = innovation(u, last_u, rho, gap) * inverse_square
+        by_c = rho + omega * innovation(last_u, u, rho, gap)
         by_c *= g * (1.0 if atanh else inverse_square)
         total_c += by_c
         grad_c[(t - 1) * pair_step] = by_c if pair_step else total_c
