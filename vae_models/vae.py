@@ -18,8 +18,9 @@ from torch.distributions import Distribution, constraints
 
 from vae_models.files import FileError, first_line, read_json, reason, write_json, write_whole
 from vae_models.likelihoods import LIKELIHOODS, Bernoulli
+from vae_models.mmd import mmd
 from vae_models.networks import NETWORKS
-from vae_models.objectives import Objective, mmd
+from vae_models.objectives import Objective
 from vae_models.posteriors import POSTERIORS
 
 __all__ = ["VAE"]

@@ -11,7 +11,8 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from vae_models.files import FileError, read_json, write_json
-from vae_models.objectives import Objective, mmd
+from vae_models.mmd import mmd
+from vae_models.objectives import Objective
 from vae_models.posteriors import POSTERIORS
 from vae_models.vae import VAE
 
