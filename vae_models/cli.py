@@ -1,10 +1,11 @@
 """The command ``vae-models``. Whatever is slow to import is imported by the command that needs it."""
 
+import dataclasses
 import io
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,10 +18,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from vae_models.config import PRESETS, SETTINGS, Config, Hardware
 from vae_models.files import first_line, reason
+from vae_models.options import given, option, takes
+from vae_models.settings import settings_of
+from vae_models.sources import make_configs
 
 if TYPE_CHECKING:
-    from vae_models.config import Config
     from vae_models.runs import Run
     from vae_models.study.plan import StudyRun
 
@@ -127,112 +131,32 @@ def _vae_models(
     """Variational auto-encoders with Gaussian posteriors, the autoregressive one of the rho-VAE among them."""
 
 
-def _positive(value: float | None) -> float | None:
-    if value is not None and not 0 < value < float("inf"):
-        raise typer.BadParameter(f"{value:g} is not positive and finite.")
-    return value
+# --- Options that train and compare share. Those of settings are made of the settings. ---
 
-
-# --- Options that train and compare share. None stands for the preset's value. ---
-
-Preset = Annotated[
-    str, typer.Option(help="One of the paper's models: vanilla, beta, cnn or info. Other options override its parts.")
-]
-Dataset = Annotated[
-    str, typer.Option(help="digits (in the package), mnist, fashion-mnist, or folder: one's own images.")
-]
-DataRoot = Annotated[
-    Path,
+ConfigFile = Annotated[
+    Path | None,
     typer.Option(
-        help="Folder of the data set: torchvision's layout for mnist and fashion-mnist, which are downloaded to it if "
-        "not there; folders of images for folder."
+        "--config",
+        help="JSON file of settings, such as the config.json of a run. Options on the command line override it.",
     ),
-]
-ImageSize = Annotated[int | None, typer.Option(min=1, help="Resize images to squares of this side.")]
-Color = Annotated[bool, typer.Option("--color", help="Keep the colours of one's own images.")]
-Binarize = Annotated[
-    str,
-    typer.Option(help="none: grey values; static: each drawn once as 0 or 1; dynamic: drawn anew whenever trained on."),
-]
-LatentDim = Annotated[int, typer.Option(min=1, help="Size of the latent vector.")]
-Network = Annotated[str | None, typer.Option(help="mlp, cnn, conv64 or dcgan.", show_default="the preset's")]
-Hidden = Annotated[int | None, typer.Option(min=1, help="Units of the hidden layer.", show_default="the network's")]
-Rank = Annotated[int, typer.Option(min=1, help="Rank of the posterior low_rank.")]
-Likelihood = Annotated[str, typer.Option(help="bernoulli, continuous-bernoulli or gaussian.")]
-LikelihoodScale = Annotated[
-    float, typer.Option(callback=_positive, help="Standard deviation of the gaussian likelihood.")
-]
-LearnScale = Annotated[bool, typer.Option("--learn-scale", help="Train that standard deviation, from there on.")]
-Beta = Annotated[float | None, typer.Option(help="Weight of the KL divergence.", show_default="the preset's")]
-WarmupEpochs = Annotated[
-    int | None, typer.Option(min=0, help="Epochs over which beta rises linearly from 0.", show_default="the preset's")
-]
-MMDWeight = Annotated[
-    float | None,
-    typer.Option(
-        help="Weight of the MMD between aggregate posterior and prior. InfoVAE's alpha and lambda are beta = 1 - alpha "
-        "and this weight = alpha + lambda - 1.",
-        show_default="the preset's",
-    ),
-]
-Epochs = Annotated[
-    int | None,
-    typer.Option(min=1, help="Times to go over the training images.", show_default="15, as in the paper; digits: 100"),
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images per step, over all devices together.")]
-LearningRate = Annotated[float, typer.Option(callback=_positive, help="Adam's, divided by 10 on a plateau.")]
-PlateauPatience = Annotated[int, typer.Option(min=0, help="Epochs without improvement that make a plateau.")]
-EarlyStopping = Annotated[int | None, typer.Option(min=1, help="Epochs without improvement after which to stop.")]
-GradientClip = Annotated[float | None, typer.Option(callback=_positive, help="Greatest norm of the gradient.")]
-ImportanceSamples = Annotated[int, typer.Option(min=1, help="Samples per image for the NLL.")]
-Seed = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, help="Of splits, weights, order of images and noise; for every posterior.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last finished epoch of what is in --out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")]
-Accelerator = Annotated[str, typer.Option(help="Lightning's: auto, cpu, gpu, mps, ...")]
-Devices = Annotated[int, typer.Option(min=1, help="Devices, or on a CPU processes, per node.")]
-NumNodes = Annotated[int, typer.Option(min=1, help="Nodes.")]
-Strategy = Annotated[str, typer.Option(help="Lightning's: auto, ddp, ...")]
-Precision = Annotated[str, typer.Option(help="Lightning's: 32-true, bf16-mixed, 16-mixed, ...")]
+
+_OWN = "Its own options may follow it, as in low_rank:rank=2."
 
 
 @app.command()
+@takes(Config, Hardware)
 def train(
     context: typer.Context,
-    posterior: Annotated[str, typer.Option(help="diagonal, ar1, markov, low_rank or full.")] = "ar1",
-    preset: Preset = "vanilla",
-    dataset: Dataset = "digits",
-    data_root: DataRoot = Path("data"),
-    image_size: ImageSize = None,
-    color: Color = False,
-    binarize: Binarize = "none",
-    latent_dim: LatentDim = 20,
-    network: Network = None,
-    hidden: Hidden = None,
-    rank: Rank = 1,
-    likelihood: Likelihood = "bernoulli",
-    likelihood_scale: LikelihoodScale = 0.1,
-    learn_scale: LearnScale = False,
-    beta: Beta = None,
-    warmup_epochs: WarmupEpochs = None,
-    mmd_weight: MMDWeight = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = 128,
-    learning_rate: LearningRate = 1e-3,
-    plateau_patience: PlateauPatience = 10,
-    early_stopping: EarlyStopping = None,
-    gradient_clip: GradientClip = None,
-    importance_samples: ImportanceSamples = 100,
-    seed: Seed = 0,
+    posterior: Annotated[str, option(SETTINGS["posterior"], _OWN)] = Config.posterior,
+    *,
+    config: ConfigFile = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
     resume: Resume = False,
     overwrite: Overwrite = False,
-    accelerator: Accelerator = "auto",
-    devices: Devices = 1,
-    num_nodes: NumNodes = 1,
-    strategy: Strategy = "auto",
-    precision: Precision = "32-true",
+    **settings: Any,
 ) -> None:
     """Train a VAE, evaluate it on the test images, and write numbers, pictures and report.html.
 
@@ -241,55 +165,32 @@ def train(
     """
     with _one_line_errors():
         _check_how(context)
-        config = (_resumed(context, out) if resume else None) or _config(context, posterior)
+        trained = (_resumed(context, out) if resume else None) or _one_config(context, posterior, config)
         with _progress() as progress:
-            metrics = _run(config, out, progress, context.params)
+            metrics = _run(trained, out, progress, context.params)
     if metrics is None:
         return
-    _print_table(_metrics_table(_described(config), metrics))
+    _print_table(_metrics_table(_described(trained), metrics))
     print(f"Wrote metrics.json, pictures, report.html and the model to {out}")
 
 
 @app.command()
+@takes(Config, Hardware)
 def compare(
     context: typer.Context,
-    posterior: Annotated[
-        list[str], typer.Option(help="diagonal, ar1, markov, low_rank or full. May be given more than once.")
-    ] = ["diagonal", "ar1", "markov"],  # noqa: B006 (Typer shows it, and nothing changes it)
-    preset: Preset = "vanilla",
-    dataset: Dataset = "digits",
-    data_root: DataRoot = Path("data"),
-    image_size: ImageSize = None,
-    color: Color = False,
-    binarize: Binarize = "none",
-    latent_dim: LatentDim = 20,
-    network: Network = None,
-    hidden: Hidden = None,
-    rank: Rank = 1,
-    likelihood: Likelihood = "bernoulli",
-    likelihood_scale: LikelihoodScale = 0.1,
-    learn_scale: LearnScale = False,
-    beta: Beta = None,
-    warmup_epochs: WarmupEpochs = None,
-    mmd_weight: MMDWeight = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = 128,
-    learning_rate: LearningRate = 1e-3,
-    plateau_patience: PlateauPatience = 10,
-    early_stopping: EarlyStopping = None,
-    gradient_clip: GradientClip = None,
-    importance_samples: ImportanceSamples = 100,
-    seed: Seed = 0,
+    posterior: Annotated[list[str], option(SETTINGS["posterior"], f"May be given more than once. {_OWN}")] = [  # noqa: B006 (Typer shows it, and nothing changes it)
+        "diagonal",
+        "ar1",
+        "markov",
+    ],
+    *,
+    config: ConfigFile = None,
     out: Annotated[Path, typer.Option(help="Folder of the comparison, with a run for every posterior in it.")] = Path(
         "runs/compare"
     ),
     resume: Resume = False,
     overwrite: Overwrite = False,
-    accelerator: Accelerator = "auto",
-    devices: Devices = 1,
-    num_nodes: NumNodes = 1,
-    strategy: Strategy = "auto",
-    precision: Precision = "32-true",
+    **settings: Any,
 ) -> None:
     """Train the same VAE once with every posterior and compare them on the test images.
 
@@ -299,34 +200,35 @@ def compare(
         from lightning.pytorch.callbacks import LambdaCallback
 
         from vae_models import results, runs
-        from vae_models.comparisons import is_comparison, write_comparison
+        from vae_models.comparisons import is_comparison, run_folder, write_comparison
         from vae_models.locks import locked
 
         _check_how(context)
         if out.exists() and not out.is_dir():
             raise _Failure(f"{out} is not a folder")
-        configs = _resumed_comparison(context, out) if resume else None
-        configs = configs or {name: _config(context, name) for name in dict.fromkeys(posterior)}
+        configs = _resumed_comparison(context, out, posterior) if resume else None
+        configs = configs or make_configs(given(context), posterior, config)
+        folders = {label: run_folder(out, label) for label in configs}
         if runs.is_run(out) and not is_comparison(out):
             raise _Failure(f"{out} holds a run, not a comparison: name another --out")
         if out.exists() and not (resume or overwrite) and any(path.name != ".lock" for path in out.iterdir()):
             raise _Failure(f"{out} is not empty: --resume or --overwrite it, or name another --out")
-        for name in configs:
-            if (out / name).is_symlink():
-                raise _Failure(f"{out / name} is a link, to which nothing is written")
+        for folder in folders.values():
+            if folder.is_symlink():
+                raise _Failure(f"{folder} is a link, to which nothing is written")
         begin = LambdaCallback(
             on_train_start=lambda it, _: write_comparison(out, configs) if it.is_global_zero else None
         )
         finished: dict[str, Run] = {}
         with _progress() as progress, locked(out) if runs.is_main_process() else nullcontext():
-            for name, config in configs.items():
-                if _run(config, out / name, progress, context.params, begin) is None:
+            for label, each in configs.items():
+                if _run(each, folders[label], progress, context.params, begin, label=label) is None:
                     return
-                finished[name] = runs.train(config, out / name, resume=True)
-            config = next(iter(configs.values()))
-            images = runs.load_images(config, *(run.folder for run in finished.values()))
-            compared = results.compare(out, finished, config, images)
-    _print_table(_comparison_table(_described(config), config, len(images.test), compared))
+                finished[label] = runs.train(each, folders[label], resume=True)
+            shared = next(iter(configs.values()))
+            images = runs.load_images(shared, *folders.values())
+            compared = results.compare(out, finished, shared, images)
+    _print_table(_comparison_table(_described(shared), shared, len(images.test), compared))
     print(f"Wrote metrics.json, pictures and report.html to {out}")
 
 
@@ -338,7 +240,7 @@ def evaluate(
     images: Annotated[
         Path | None, typer.Option(help="Evaluate on all images in this folder instead, which are read like the run's.")
     ] = None,
-    importance_samples: ImportanceSamples = 100,
+    importance_samples: Annotated[int, option(SETTINGS["importance_samples"])] = 100,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the noise.")] = 0,
     data_root: Annotated[
         Path | None, typer.Option(help="Where the run's data set lies now.", show_default="where it was")
@@ -347,8 +249,6 @@ def evaluate(
 ) -> None:
     """Evaluate the model of a run, on its own test images if nothing else is said. The run is not changed."""
     with _one_line_errors():
-        import dataclasses
-
         import torch
 
         from vae_models import evaluation
@@ -356,7 +256,7 @@ def evaluate(
         from vae_models.runs import load_images, load_other_images, output, read_config
         from vae_models.vae import VAE
 
-        clash = _given(context) & {"split", "data_root"}
+        clash = given(context).keys() & {"split", "data_root"}
         if images is not None and clash:
             option = min(clash).replace("_", "-")
             raise _Failure(f"--{option} is about the run's own images, and --images names others: give one of the two")
@@ -422,17 +322,15 @@ def reproduce(
         list[str] | None,
         typer.Option(help="mnist, fashion-mnist, or digits for a quick run.", show_default="mnist and fashion-mnist"),
     ] = None,
-    posterior: Annotated[
-        list[str] | None, typer.Option(help="diagonal, ar1, markov, low_rank or full.", show_default="all")
-    ] = None,
-    latent_dim: Annotated[list[int] | None, typer.Option(help="Size of the latent vector.", show_default="all")] = None,
+    posterior: Annotated[list[str] | None, typer.Option(help=SETTINGS["posterior"].help, show_default="all")] = None,
+    latent_dim: Annotated[list[int] | None, typer.Option(help=SETTINGS["latent_dim"].help, show_default="all")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds.", show_default="the part's")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Of every run.", show_default="the part's")] = None,
-    data_root: DataRoot = Path("data"),
+    data_root: Annotated[Path, option(SETTINGS["data_root"])] = Path("data"),
     out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/study"),
     list_: Annotated[bool, typer.Option("--list", help="Show the runs and which are done, and run nothing.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Write tables and figures anew, and run nothing.")] = False,
-    accelerator: Accelerator = "auto",
+    accelerator: Annotated[str, option(settings_of(Hardware)["accelerator"])] = "auto",
 ) -> None:
     """Run the study of the paper's comparisons (docs/study), or what is left of it.
 
@@ -501,69 +399,7 @@ def _study(wanted: "Sequence[StudyRun]", out: Path, data_root: Path, accelerator
     return failed
 
 
-_HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
-
-# Options that go with one value of another option and would be ignored beside any other.
-_GOES_WITH = {
-    "rank": ("posterior", "low_rank"),
-    "likelihood_scale": ("likelihood", "gaussian"),
-    "learn_scale": ("likelihood", "gaussian"),
-    "color": ("dataset", "folder"),
-}
-
-
-def _given(context: typer.Context) -> set[str]:
-    """The options on the command line."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-
-
-def _config(context: typer.Context, posterior: str) -> "Config":
-    """The preset with the options that were given, for one posterior."""
-    import dataclasses
-
-    from vae_models.config import PRESETS, Config
-    from vae_models.data import BINARIZATIONS, DATASETS
-    from vae_models.likelihoods import LIKELIHOODS
-    from vae_models.networks import NETWORKS
-    from vae_models.posteriors import POSTERIORS
-
-    options = context.params
-    choices: dict[str, Iterable[str]] = {
-        "preset": PRESETS,
-        "dataset": DATASETS,
-        "binarize": BINARIZATIONS,
-        "network": NETWORKS,
-        "likelihood": LIKELIHOODS,
-    }
-    for name, value in [("posterior", posterior), *((name, options[name]) for name in choices)]:
-        allowed = choices.get(name, POSTERIORS)
-        if value is not None and value not in allowed:
-            raise _Failure(f"unknown {name.replace('_', '-')} {value!r}; choose from {', '.join(allowed)}")
-    given = _given(context)
-    for name, (other, value) in _GOES_WITH.items():
-        chosen = [options[other]] if isinstance(options[other], str) else options[other]  # compare takes posteriors
-        if name in given and value not in chosen:
-            option = name.replace("_", "-")
-            raise _Failure(f"--{option} goes with --{other} {value}, not with {', '.join(chosen)}")
-    default_epochs = 100 if options["dataset"] == "digits" else 15
-    gaussian = {"scale": options["likelihood_scale"], "learn_scale": options["learn_scale"]}
-    overrides: dict[str, Any] = {
-        "epochs": default_epochs if options["epochs"] is None else options["epochs"],
-        "posterior": posterior,
-        "posterior_options": {"rank": options["rank"]} if posterior == "low_rank" else {},
-        "data_root": str(options["data_root"]),
-        "likelihood_options": gaussian if options["likelihood"] == "gaussian" else {},
-    }
-    plain = ["dataset", "color", "binarize", "latent_dim", "likelihood", "batch_size", "learning_rate"]
-    plain += ["plateau_patience", "early_stopping", "gradient_clip", "importance_samples", "seed"]
-    overrides |= {name: options[name] for name in plain}
-    overrides |= {name: options[name] for name in ("network", "image_size") if options[name] is not None}
-    if options["hidden"] is not None:
-        overrides["network_options"] = {"hidden": options["hidden"]}
-    config = Config.from_preset(options["preset"], **overrides)
-    weights = {name: options[name] for name in ("beta", "warmup_epochs", "mmd_weight") if options[name] is not None}
-    return dataclasses.replace(config, objective=dataclasses.replace(config.objective, **weights))
+_HARDWARE = tuple(settings_of(Hardware))
 
 
 def _check_how(context: typer.Context) -> None:
@@ -571,75 +407,77 @@ def _check_how(context: typer.Context) -> None:
         raise _Failure("--resume, --overwrite: what is there is either resumed or overwritten")
 
 
-def _resumed(context: typer.Context, folder: Path) -> "Config | None":
+def _resumed(context: typer.Context, folder: Path) -> Config | None:
     """The settings of the run in the folder, if no option but --epochs says anything of them."""
-    import dataclasses
-
-    from vae_models.config import PRESETS
     from vae_models.runs import is_run, read_config
 
-    given = _given(context)
+    said = given(context).keys()
     if not is_run(folder):
         raise _Failure(f"{folder} holds no run to resume: leave out --resume to start one")
-    if given - {"out", "resume", "epochs", "data_root", *_HARDWARE} or not (folder / "config.json").exists():
+    if said - {"out", "resume", "epochs", "data_root", *_HARDWARE} or not (folder / "config.json").exists():
         return None  # runs.train sees that the options agree with the run
     config = read_config(folder)
-    if "epochs" in given:
+    if "epochs" in said:
         config = dataclasses.replace(config, epochs=context.params["epochs"])
-    if "data_root" in given:
+    if "data_root" in said:
         config = dataclasses.replace(config, data_root=str(context.params["data_root"]))
     if config.preset not in PRESETS:
         raise _Failure(f"{folder} holds a run of the study ({config.preset}): vae-models reproduce goes on with it")
     return config
 
 
-def _resumed_comparison(context: typer.Context, folder: Path) -> "dict[str, Config] | None":
-    """The settings of the comparison in the folder, by posterior, if no option but --epochs says anything of them."""
-    import dataclasses
-
-    from vae_models.comparisons import is_comparison, read_comparison
-    from vae_models.config import PRESETS
-    from vae_models.posteriors import POSTERIORS
+def _resumed_comparison(context: typer.Context, folder: Path, posteriors: Sequence[str]) -> dict[str, Config] | None:
+    """The settings of the comparison in the folder, by label, if no option but --epochs says anything of them."""
+    from vae_models.comparisons import is_comparison, read_comparison, run_folder
     from vae_models.runs import is_run
 
-    if not is_comparison(folder) and not any(is_run(folder / name) for name in POSTERIORS):
+    labels = {*SETTINGS["posterior"].choices, *posteriors}
+    if not is_comparison(folder) and not any(is_run(run_folder(folder, label)) for label in labels):
         raise _Failure(f"{folder} holds no comparison to resume: leave out --resume to start one")
-    if _given(context) - {"out", "resume", "epochs", *_HARDWARE}:
+    if given(context).keys() - {"out", "resume", "epochs", *_HARDWARE}:
         return None
     configs = read_comparison(folder)
     for config in configs.values():
         if config.preset not in PRESETS:
             raise _Failure(f"{folder / 'config.json'} has preset = {config.preset!r}, which is none")
     if context.params["epochs"] is not None:
-        configs = {name: dataclasses.replace(each, epochs=context.params["epochs"]) for name, each in configs.items()}
+        configs = {label: dataclasses.replace(each, epochs=context.params["epochs"]) for label, each in configs.items()}
     return configs
 
 
+def _one_config(context: typer.Context, posterior: str, file: Path | None) -> Config:
+    """The settings of one run."""
+    configs = make_configs(given(context), [posterior], file)
+    if len(configs) > 1:
+        raise _Failure(f"{file} holds a comparison of {', '.join(configs)}: name one of them by --posterior")
+    return next(iter(configs.values()))
+
+
 def _run(
-    config: "Config", folder: Path, progress: Progress, options: Mapping[str, Any], *callbacks: Any
+    config: Config, folder: Path, progress: Progress, options: Mapping[str, Any], *callbacks: Any, label: str = ""
 ) -> dict[str, Any] | None:
     """Train and finish a run. None in all processes but the first one."""
     from vae_models import runs
     from vae_models.locks import locked
 
     with locked(folder) if runs.is_main_process() else nullcontext():
-        return _train_and_finish(config, folder, progress, options, callbacks)
+        return _train_and_finish(config, folder, progress, options, callbacks, label or config.posterior)
 
 
 def _train_and_finish(
-    config: "Config", folder: Path, progress: Progress, options: Mapping[str, Any], callbacks: Sequence[Any]
+    config: Config, folder: Path, progress: Progress, options: Mapping[str, Any], callbacks: Sequence[Any], label: str
 ) -> dict[str, Any] | None:
     from vae_models import results, runs
     from vae_models.progress import ProgressLine
 
-    task = progress.add_task(config.posterior, start=False, epoch="", loss="")
+    task = progress.add_task(label, start=False, epoch="", loss="")
     hardware = {name: options[name] for name in _HARDWARE}
     line = ProgressLine(progress, task)
     resume, overwrite = options["resume"], options["overwrite"]
     try:
         run = runs.train(config, folder, resume=resume, overwrite=overwrite, callbacks=[line, *callbacks], **hardware)
     except FloatingPointError as error:
-        raise FloatingPointError(f"training with posterior {config.posterior!r} failed: {error}") from error
+        raise FloatingPointError(f"training with posterior {label!r} failed: {error}") from error
     if not runs.is_main_process():
         return None
     if not run.finished:
@@ -672,7 +510,7 @@ def _printable(path: Path) -> str:
     return str(path).encode(errors="backslashreplace").decode()
 
 
-def _described(config: "Config") -> str:
+def _described(config: Config) -> str:
     return f"{config.dataset}, {config.preset} preset, {config.latent_dim} latents, at most {config.epochs} epochs"
 
 
@@ -713,7 +551,7 @@ def _metrics_table(title: str, metrics: Mapping[str, Any]) -> Table:
     return table
 
 
-def _comparison_table(title: str, config: "Config", num_images: int, results: Mapping[str, Mapping[str, Any]]) -> Table:
+def _comparison_table(title: str, config: Config, num_images: int, results: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row per posterior, within 60 columns if no number is long: standard errors stand below the means."""
     table = Table(
         title=Text(title),

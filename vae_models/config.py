@@ -1,16 +1,65 @@
-"""The settings of a run, their presets and their file."""
+"""The settings of a run, each written once (:mod:`vae_models.settings`), their presets and their file.
+
+Nothing here imports torch, so that the command line shows its help at once.
+"""
 
 import dataclasses
-from dataclasses import dataclass, field
-from types import UnionType
-from typing import Any, get_args, get_origin
+from dataclasses import dataclass
+from typing import Any
 
 from vae_models.objectives import Objective
+from vae_models.settings import document, group, setting, settings_of
 
-__all__ = ["PRESETS", "Config"]
+__all__ = ["PRESETS", "SETTINGS", "Config", "Hardware"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "vanilla": {"network": "mlp"},
+    "beta": {"network": "conv64", "image_size": 64, "objective": Objective.beta_vae(4.0)},
+    "cnn": {"network": "cnn"},
+    "info": {"network": "dcgan", "objective": Objective.info_vae(alpha=0.0, lambda_=1000.0)},
+}
+"""The four models of the ρ-VAE paper by name. All other settings are the defaults of :class:`Config`, among them the
+paper's (arXiv:1909.06236): batches of 128, Adam at 1e-3 with its rate reduced on a plateau, 15 epochs. The paper's
+β-VAE has no β and its InfoVAE no discrepancy; these are the published methods.
+"""
 
 
-_COUNTS = ("epochs", "batch_size", "latent_dim", "importance_samples")
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The options of the networks."""
+
+    hidden: int | None = setting(
+        None, "Units of the hidden layer.", min=1, shown="the network's", goes_with=("network", None)
+    )
+
+
+@dataclass(frozen=True)
+class PosteriorOptions:
+    """The options of the posteriors, each of one: what is None if nothing is said is left to the posterior's class."""
+
+    rank: int = setting(1, "Rank of the posterior low_rank.", min=1, goes_with=("posterior", "low_rank"))
+    per_pair: bool | None = setting(
+        None, "A correlation for every pair of neighbours, in the posterior ar1.", goes_with=("posterior", "ar1")
+    )
+    shared_rho: bool | None = setting(
+        None, "One correlation for all pairs, in the posterior markov.", goes_with=("posterior", "markov")
+    )
+
+
+@dataclass(frozen=True)
+class LikelihoodOptions:
+    """The options of the likelihoods."""
+
+    scale: float = setting(
+        0.1,
+        "Standard deviation of the gaussian likelihood.",
+        option="likelihood_scale",
+        positive=True,
+        goes_with=("likelihood", "gaussian"),
+    )
+    learn_scale: bool = setting(
+        False, "Train that standard deviation, from there on.", goes_with=("likelihood", "gaussian")
+    )
 
 
 @dataclass(frozen=True)
@@ -24,47 +73,61 @@ class Config:
         (128, Objective(beta=1.0, warmup_epochs=0, mmd_weight=0.0))
 
     Args:
-        preset (str): the name of the preset from which the settings were taken.
-        dataset (str): one of :data:`vae_models.data.DATASETS`.
-        data_root (str): the folder of the data set's files.
-        image_size (int): side to which images are resized, or None for their own size.
-        color (bool): whether images of a folder keep their colours.
-        binarize (str): ``"none"``; ``"static"``, every grey value replaced once by a Bernoulli draw; or ``"dynamic"``,
-            drawn anew whenever a training image is used (validation and test images are drawn once).
-        latent_dim, network, network_options, posterior, posterior_options, likelihood, likelihood_options, objective:
-            the VAE's, as in :meth:`vae_models.vae.VAE.build`.
-        epochs (int): greatest number of epochs.
-        batch_size (int): images per step, over all devices together.
-        learning_rate (float): Adam's, at first.
-        plateau_patience (int): epochs without a better validation loss after which the learning rate is divided by 10.
-        early_stopping (int): epochs without a better validation loss after which training ends, or None.
-        gradient_clip (float): greatest norm of the gradient, or None.
-        importance_samples (int): samples per image of the final importance-weighted likelihood.
-        seed (int): of the splits, the weights, the order of images and the noise.
+        network_options, posterior_options, likelihood_options, objective: as in :meth:`vae_models.vae.VAE.build`.
     """
 
-    preset: str = "vanilla"
-    dataset: str = "digits"
-    data_root: str = "data"
-    image_size: int | None = None
-    color: bool = False
-    binarize: str = "none"
-    latent_dim: int = 20
-    network: str = "mlp"
-    network_options: dict[str, Any] = field(default_factory=dict)
-    posterior: str = "ar1"
-    posterior_options: dict[str, Any] = field(default_factory=dict)
-    likelihood: str = "bernoulli"
-    likelihood_options: dict[str, Any] = field(default_factory=dict)
-    objective: Objective = field(default_factory=Objective)
-    epochs: int = 15
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    plateau_patience: int = 10
-    early_stopping: int | None = None
-    gradient_clip: float | None = None
-    importance_samples: int = 100
-    seed: int = 0
+    preset: str = setting(
+        "vanilla",
+        "One of the paper's models: vanilla, beta, cnn or info. Other options override its parts.",
+        choices=tuple(PRESETS),
+    )
+    dataset: str = setting(
+        "digits",
+        "digits (in the package), mnist, fashion-mnist, or folder: one's own images.",
+        choices=("digits", "mnist", "fashion-mnist", "folder"),
+    )
+    data_root: str = setting(
+        "data",
+        "Folder of the data set: torchvision's layout for mnist and fashion-mnist, which are downloaded to it if not "
+        "there; folders of images for folder.",
+        path=True,
+    )
+    image_size: int | None = setting(None, "Resize images to squares of this side.", min=1)
+    color: bool = setting(False, "Keep the colours of one's own images.", goes_with=("dataset", "folder"))
+    binarize: str = setting(
+        "none",
+        "none: grey values; static: each drawn once as 0 or 1; dynamic: drawn anew whenever trained on.",
+        choices=("none", "static", "dynamic"),
+    )
+    latent_dim: int = setting(20, "Size of the latent vector.", min=1)
+    network: str = setting(
+        "mlp",
+        "mlp, cnn, conv64 or dcgan.",
+        choices=("mlp", "cnn", "conv64", "dcgan"),
+        shown="the preset's",
+    )
+    network_options: dict[str, Any] = group(NetworkOptions)
+    posterior: str = setting(
+        "ar1",
+        "diagonal, ar1, markov, low_rank or full.",
+        choices=("diagonal", "ar1", "markov", "low_rank", "full"),
+    )
+    posterior_options: dict[str, Any] = group(PosteriorOptions)
+    likelihood: str = setting(
+        "bernoulli",
+        "bernoulli, continuous-bernoulli or gaussian.",
+        choices=("bernoulli", "continuous-bernoulli", "gaussian"),
+    )
+    likelihood_options: dict[str, Any] = group(LikelihoodOptions)
+    objective: Objective = group(Objective, Objective)
+    epochs: int = setting(15, "Times to go over the training images.", min=1, shown="15, as in the paper; digits: 100")
+    batch_size: int = setting(128, "Images per step, over all devices together.", min=1)
+    learning_rate: float = setting(1e-3, "Adam's, divided by 10 on a plateau.", positive=True)
+    plateau_patience: int = setting(10, "Epochs without improvement that make a plateau.", min=0)
+    early_stopping: int | None = setting(None, "Epochs without improvement after which to stop.", min=1)
+    gradient_clip: float | None = setting(None, "Greatest norm of the gradient.", positive=True)
+    importance_samples: int = setting(100, "Samples per image for the NLL.", min=1)
+    seed: int = setting(0, "Of splits, weights, order of images and noise; for every posterior.", min=0, max=2**32 - 1)
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> "Config":
@@ -89,12 +152,16 @@ class Config:
         Raises:
             ValueError: if a setting is unknown, missing or of another type.
         """
-        kinds = {each.name: each.type for each in dataclasses.fields(cls)}
-        if set(value) != set(kinds):
-            raise ValueError(f"settings {', '.join(sorted(set(value) ^ set(kinds)))} are missing or unknown")
+        names = {each.name for each in dataclasses.fields(cls)}
+        if set(value) != names:
+            raise ValueError(f"settings {', '.join(sorted(set(value) ^ names))} are missing or unknown")
         value = {**value, "objective": Objective(**value["objective"])}
-        for name, kind in kinds.items():
-            if not _is_a(value[name], kind) or (name in _COUNTS and value[name] < 1):
+        for each in SETTINGS.values():
+            # What is in a group is the part's to check; a run of the API may have what the command line refuses.
+            if not each.group and not (each.is_a(value[each.field]) and (not each.counts or value[each.field] >= 1)):
+                raise ValueError(f"{each.field} = {value[each.field]!r} is no value of that setting")
+        for name in names:
+            if name.endswith("_options") and not isinstance(value[name], dict):
                 raise ValueError(f"{name} = {value[name]!r} is no value of that setting")
         return cls(**value)
 
@@ -108,19 +175,20 @@ class Config:
         return {name: getattr(self, name) for name in (*names, "likelihood_options", "objective")}
 
 
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of the type of a field of :class:`Config`; a whole number stands for a float too."""
-    kinds = [get_origin(each) or each for each in (get_args(kind) if isinstance(kind, UnionType) else (kind,))]
-    return type(value) in kinds or (float in kinds and type(value) is int)
+@dataclass(frozen=True)
+class Hardware:
+    """On what a run is trained: not one of its settings, and another one when it is resumed if need be."""
+
+    accelerator: str = setting("auto", "Lightning's: auto, cpu, gpu, mps, ...")
+    devices: int = setting(1, "Devices, or on a CPU processes, per node.", min=1)
+    num_nodes: int = setting(1, "Nodes.", min=1)
+    strategy: str = setting("auto", "Lightning's: auto, ddp, ...")
+    precision: str = setting("32-true", "Lightning's: 32-true, bf16-mixed, 16-mixed, ...")
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "vanilla": {"network": "mlp"},
-    "beta": {"network": "conv64", "image_size": 64, "objective": Objective.beta_vae(4.0)},
-    "cnn": {"network": "cnn"},
-    "info": {"network": "dcgan", "objective": Objective.info_vae(alpha=0.0, lambda_=1000.0)},
-}
-"""The four models of the ρ-VAE paper by name. All other settings are the defaults of :class:`Config`, among them the
-paper's (arXiv:1909.06236): batches of 128, Adam at 1e-3 with its rate reduced on a plateau, 15 epochs. The paper's
-β-VAE has no β and its InfoVAE no discrepancy; these are the published methods.
+document(Config)
+SETTINGS = settings_of(Config)
+"""The settings of :class:`Config` by the names of their options on the command line, with underscores.
+
+:meta hide-value:
 """

@@ -6,6 +6,8 @@ r"""Training objectives, all of one form: per image,
 
 from dataclasses import dataclass
 
+from vae_models.settings import setting
+
 __all__ = ["Objective"]
 
 
@@ -29,9 +31,15 @@ class Objective:
         ValueError: if one of them is negative or not finite.
     """
 
-    beta: float = 1.0
-    warmup_epochs: int = 0
-    mmd_weight: float = 0.0
+    beta: float = setting(1.0, "Weight of the KL divergence.", min=0, shown="the preset's")
+    warmup_epochs: int = setting(0, "Epochs over which beta rises linearly from 0.", min=0, shown="the preset's")
+    mmd_weight: float = setting(
+        0.0,
+        "Weight of the MMD between aggregate posterior and prior. InfoVAE's alpha and lambda are beta = 1 - alpha and "
+        "this weight = alpha + lambda - 1.",
+        min=0,
+        shown="the preset's",
+    )
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

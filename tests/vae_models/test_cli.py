@@ -18,10 +18,8 @@ from typer.main import get_command
 
 import ar1_dist
 from vae_models.cli import _comparison_table, app, main
-from vae_models.config import PRESETS, Config
-from vae_models.data import BINARIZATIONS, DATASETS, load
-from vae_models.likelihoods import LIKELIHOODS
-from vae_models.networks import NETWORKS
+from vae_models.config import SETTINGS, Config, Hardware
+from vae_models.data import load
 from vae_models.posteriors import POSTERIORS
 from vae_models.training import VAEModule
 from vae_models.vae import VAE
@@ -438,6 +436,107 @@ def test_rank_needs_one_of_the_posteriors(tmp_path):
         assert json.loads((tmp_path / name / "config.json").read_text())["run"]["posterior_options"] == options
 
 
+# --- Settings from a file, and posteriors with options of their own ---
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("of_two_ranks")
+    posteriors = ["--posterior", "low_rank:rank=2", "--posterior", "low_rank", "--posterior", "ar1:per_pair=true"]
+    return folder, run("compare", *QUICK, *posteriors, "--rank", "3", "--out", "out", cwd=folder)
+
+
+LABELS = {
+    "low_rank:rank=2": {"rank": 2},
+    "low_rank": {"rank": 3},
+    "ar1:per_pair=true": {"per_pair": True},
+}
+
+
+def test_posteriors_with_options_of_their_own(of_two_ranks):
+    folder, result = of_two_ranks
+    assert result.returncode == 0, result.stderr
+    out = folder / "out"
+    names = [path.name for path in out.iterdir() if path.is_dir()]
+    assert sorted(names) == ["ar1-per_pair=true", "low_rank", "low_rank-rank=2"]
+    assert {
+        name: json.loads((out / name / "config.json").read_text())["run"]["posterior_options"] for name in names
+    } == {name.replace(":", "-"): options for name, options in LABELS.items()}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics["posteriors"]) == list(LABELS)
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    report = (out / "report.html").read_text()
+    for label in LABELS:
+        assert sum(line.startswith(f"{label} ") for line in lines) == 1
+        assert f">{label}<" in report
+
+
+def test_comparison_of_such_posteriors_is_resumed(of_two_ranks, tmp_path, capsys):
+    shutil.copytree(of_two_ranks[0] / "out", tmp_path / "out")
+    (tmp_path / "out" / "low_rank-rank=2" / "metrics.json").unlink()
+    shutil.rmtree(tmp_path / "out" / "ar1-per_pair=true")
+    expected = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert main(["compare", "--resume", "--out", str(tmp_path / "out")]) == 0
+    again = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for metrics in (again, expected):
+        for figures in metrics["posteriors"].values():
+            figures.pop("seconds_per_epoch")
+    assert again == expected
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "out")]) == 2
+    said = one_line(capsys.readouterr().err)
+    assert said.endswith(f"such as {tmp_path / 'out' / 'low_rank-rank=2'}\n")
+
+
+def test_file_of_a_comparison(of_two_ranks, tmp_path, capsys):
+    """For another comparison of the same; not for one run."""
+    file = of_two_ranks[0] / "out" / "config.json"
+    command = ["compare", "--config", str(file), "--out", str(tmp_path / "out"), "--epochs", "1"]
+    assert main(command) == 0
+    stored = json.loads(file.read_text())["comparison"]
+    expected = {label: settings | {"epochs": 1} for label, settings in stored.items()}
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"comparison": expected}
+    capsys.readouterr()
+    assert main(["train", "--config", str(file), "--out", str(tmp_path / "run")]) == 2
+    assert f"{file} holds a comparison of low_rank:rank=2, low_rank, ar1:per_pair=true" in one_line(
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
+    assert main(["train", "--config", str(file), "--posterior", "low_rank", "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"] == stored["low_rank"]
+
+
+def test_file_of_a_run(trained, tmp_path, capsys, monkeypatch):
+    """It starts the same run elsewhere, and its options go on with one."""
+    monkeypatch.chdir(tmp_path)
+    folder = trained[0] / "runs" / "train"
+    file = folder / "config.json"
+    assert main(["train", "--config", str(file), "--out", "again"]) == 0
+    assert Path("again", "config.json").read_bytes() == file.read_bytes()
+    figures = [json.loads((each / "metrics.json").read_text()) for each in (Path("again"), folder)]
+    assert figures[0] == {name: value if value is None else pytest.approx(value) for name, value in figures[1].items()}
+    capsys.readouterr()
+    assert main(["train", "--config", str(file), "--out", "again"]) == 2
+    assert "again already holds a run" in one_line(capsys.readouterr().err)
+    assert main(["train", "--config", str(file), "--out", "again", "--resume", "--epochs", "3"]) == 0
+    assert json.loads(Path("again", "config.json").read_text())["run"]["epochs"] == 3
+    capsys.readouterr()
+    Path("other.json").write_text('{"seed": 4}')
+    before = hashes(Path("again"))
+    assert main(["train", "--config", "other.json", "--out", "again", "--resume"]) == 2
+    assert "a run is resumed with its own settings" in one_line(capsys.readouterr().err)
+    assert hashes(Path("again")) == before
+
+
+def test_train_with_a_posterior_and_its_options(tmp_path):
+    out = tmp_path / "run"
+    assert main(["train", *QUICK, "--posterior", "low_rank:rank=2", "--out", str(out)]) == 0
+    settings = json.loads((out / "config.json").read_text())["run"]
+    assert (settings["posterior"], settings["posterior_options"]) == ("low_rank", {"rank": 2})
+    assert main(["train", "--resume", "--posterior", "low_rank", "--rank", "2", *QUICK, "--out", str(out)]) == 0
+
+
 # --- What is there already ---
 
 
@@ -607,6 +706,16 @@ def test_names_that_no_terminal_can_print(tmp_path):
         (["--likelihood-scale", "0.2"], "--likelihood-scale goes with --likelihood gaussian, not with bernoulli"),
         (["--learn-scale"], "--learn-scale goes with --likelihood gaussian, not with bernoulli"),
         (["--posterior", "ar1", "--rank", "1"], "--rank goes with --posterior low_rank, not with ar1"),
+        (["--posterior", "low_rank:rnk=2"], "low_rank takes rank (a whole number of at least 1), not 'rnk'"),
+        (["--posterior", "low_rank:rank=none"], "'none' is not a whole number of at least 1"),
+        (
+            ["--posterior", "low_rank:rank=2", "--rank", "3"],
+            "--rank goes with --posterior low_rank, not with low_rank:",
+        ),
+        (["--posterior", "full", "--per-pair"], "--per-pair goes with --posterior ar1, not with full"),
+        (["--config", "nope.json"], "nope.json does not exist"),
+        (["--config", "{file}"], "{file} is damaged"),
+        (["--config", "."], "cannot read .: Is a directory"),
         (["--color"], "--color goes with --dataset folder, not with digits"),
         (["--learning-rate", "0"], "'--learning-rate': 0 is not positive and finite"),
         (["--learning-rate", "nan"], "'--learning-rate': nan is not positive and finite"),
@@ -740,35 +849,21 @@ sys.exit(main())
 # --- Help ---
 
 
-CHOICES = {
-    "posterior": POSTERIORS,
-    "dataset": DATASETS,
-    "preset": PRESETS,
-    "network": NETWORKS,
-    "likelihood": LIKELIHOODS,
-    "binarize": BINARIZATIONS,
-}
-
-
-@pytest.mark.parametrize(
-    ("command", "choices"),
-    [("train", CHOICES), ("compare", CHOICES), ("reproduce", {"posterior": POSTERIORS})],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_help_names_every_choice(command, choices):
-    """The texts name them by hand: the tables are in modules that import torch."""
+@pytest.mark.parametrize("command", ["train", "compare", "reproduce"])
+def test_help_names_every_posterior(command):
     texts = {option.name: option.help for option in get_command(app).commands[command].params}
-    for name, allowed in choices.items():
-        assert set(allowed) <= set(re.findall(r"[\w-]+", texts[name])), name
+    assert set(POSTERIORS) <= set(re.findall(r"[\w-]+", texts["posterior"]))
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_help_names_every_setting(command, tmp_path):
     result = run(command, "--help", cwd=tmp_path, COLUMNS="200", TERMINAL_WIDTH="200")
     assert result.returncode == 0
-    for field in dataclasses.fields(Config):
-        if not field.name.endswith("_options") and field.name != "objective":
-            assert f"--{field.name.replace('_', '-')} " in result.stdout
+    lines = [line.split()[1] for line in result.stdout.splitlines() if re.match(r"\S +--", line)]
+    shown = [each.flag for each in SETTINGS.values() if each.option != "posterior"]
+    assert lines == ["--posterior", *shown, "--config", "--out", "--resume", "--overwrite"] + [
+        f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Hardware)
+    ] + ["--help"]
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["evaluate"], ["sample"], ["reproduce"]])

@@ -1,11 +1,65 @@
+import dataclasses
+import inspect
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
-from vae_models.config import PRESETS, Config
+from vae_models.choices import options_of
+from vae_models.config import PRESETS, SETTINGS, Config, Hardware
+from vae_models.data import BINARIZATIONS, DATASETS
+from vae_models.likelihoods import LIKELIHOODS
+from vae_models.networks import NETWORKS
 from vae_models.objectives import Objective
+from vae_models.posteriors import POSTERIORS
+from vae_models.settings import settings_of
 from vae_models.vae import VAE
+
+TABLES = {
+    "preset": PRESETS,
+    "dataset": DATASETS,
+    "binarize": BINARIZATIONS,
+    "network": NETWORKS,
+    "posterior": POSTERIORS,
+    "likelihood": LIKELIHOODS,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_choices_are_those_of_the_tables(name):
+    """They are written beside the settings because the tables are in modules that import torch."""
+    assert SETTINGS[name].choices == tuple(TABLES[name])
+    assert set(TABLES[name]) <= set(re.findall(r"[\w-]+", SETTINGS[name].help))
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [(part, name) for part in ("posterior", "likelihood") for name in TABLES[part]]
+)
+def test_options_are_those_of_the_part(part, name):
+    """Each with the default of its class, or None, which leaves it to the class."""
+    parameters = dict(inspect.signature(TABLES[part][name]).parameters)
+    own = {key: value.default for key, value in parameters.items() if key not in ("num_features", "latent_dim")}
+    declared = {key: each.default for key, each in options_of(part, name).items()}
+    assert declared.keys() == (own.keys() if own.keys() != {"args", "kwargs"} else set())
+    assert all(default in (None, own[key]) for key, default in declared.items())
+
+
+def test_every_setting_is_documented():
+    assert all(
+        re.search(rf"^ +{each.name}\b.*: ", Config.__doc__, re.MULTILINE)
+        or "_options" in each.name
+        or each.name == "objective"
+        for each in dataclasses.fields(Config)
+    )
+    assert not settings_of(Hardware).keys() & SETTINGS.keys()
+
+
+def test_settings_need_neither_torch_nor_typer():
+    code = "import vae_models.config, vae_models.sources, sys; print({'torch', 'typer'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
