@@ -118,7 +118,8 @@ def _check_takers(said: Values, stored: Values, choices: Collection[Choice], fil
     """See that something takes what is given, and what a file says without saying of what."""
     for name, each in SETTINGS.items():
         other, taker = each.goes_with or ("", None)
-        if taker is None or not (name in said or (name in stored and other not in stored)):
+        unclaimed = name in stored and other not in stored and (each.group or stored[name] != each.default)
+        if taker is None or not (name in said or unclaimed):
             continue
         if other == "posterior":
             chosen = [choice.label for choice in choices]

@@ -80,7 +80,7 @@ def test_a_part_of_the_settings_is_enough(file):
     config = made({"preset": "beta"}, file=path)
     expected = Config.from_preset("beta", epochs=100, posterior="markov", network_options={"hidden": 8})
     assert config == dataclasses.replace(expected, objective=Objective(beta=4.0, warmup_epochs=2))
-    assert made(file=file({})) == Config(epochs=100)
+    assert made(file=file({})) == made(file=file({"color": False})) == Config(epochs=100)
 
 
 def test_a_file_has_its_own_preset(file):
