@@ -3,8 +3,8 @@
 All train the mlp with the diagonal posterior on 50,000 images of 28×28 in batches of 128, on one thread, in turns:
 
 - *bare loop*: tensors in memory, the loss written out by hand, Adam;
-- *vae-models train*: :func:`vae_models.runs.train`, its training steps; then the whole epoch, with the validation on
-  10,000 images and the checkpoints;
+- *vae-models train*: :func:`vae_models.training.runs.train`, its training steps; then the whole epoch, with the
+  validation on 10,000 images and the checkpoints;
 - *bare loop, torchvision*: the bare loop fed by ``torchvision.datasets.MNIST`` through a ``DataLoader`` and
   ``ToTensor``, in this process.
 
@@ -30,10 +30,10 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
-from vae_models.config import Config
-from vae_models.data import load
-from vae_models.networks import NETWORKS
-from vae_models.runs import read_metrics, train
+from vae_models.data.loading import load
+from vae_models.model.networks import NETWORKS
+from vae_models.settings.config import Config
+from vae_models.training.runs import read_metrics, train
 
 BATCH_SIZE = 128
 LATENT_DIM = 20

@@ -69,7 +69,7 @@ def test_first_call():
 def test_training_step_of_every_posterior():
     import vae_step
 
-    from vae_models.posteriors import POSTERIORS
+    from vae_models.model.posteriors import POSTERIORS
 
     rows = vae_step.step_rows(rounds=1, batch_size=2, latent_dim=3)
     assert [row[0] for row in rows] == list(POSTERIORS)

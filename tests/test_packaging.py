@@ -42,7 +42,7 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 
 
 def test_template_of_the_report_is_in_the_package():
-    assert resources.files("vae_models").joinpath("report.html.jinja").is_file()
+    assert resources.files("vae_models.results").joinpath("report.html.jinja").is_file()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,8 @@ def test_wheel_has_the_packages_alone(wheel):
     assert {
         "ar1_dist/py.typed",
         "vae_models/py.typed",
-        "vae_models/report.html.jinja",
+        "vae_models/results/report.html.jinja",
+        "vae_models/data/loading.py",
         "vae_models/study/plan.py",
         f"{info}/licenses/LICENSE",
         f"{info}/entry_points.txt",

@@ -46,12 +46,9 @@ reveal_type(set_kernels("torch"))  # str
 assert_analytic_kl(model, chains)
 """
 VAE = """
-from vae_models.config import Config
-from vae_models.data import load
-from vae_models.evaluation import evaluate
-from vae_models.training import fit
-from vae_models.vae import VAE
+from vae_models import VAE, Config, Objective, evaluate, fit, load
 
+reveal_type(Config(objective=Objective.beta_vae(4.0)).latent_dim)  # int
 images = load("digits")
 reveal_type(images.test)  # Tensor
 vae = VAE.build((1, 8, 8), latent_dim=4, posterior="ar1")

@@ -5,12 +5,12 @@ import sys
 
 def main() -> int:
     try:
-        from vae_models import cli
+        from vae_models.cli.main import main as run
     except ModuleNotFoundError as error:
         message = f"{error.name} is not installed; in a clone of the repository: pip install '.[vae]'"
         print(f"vae-models: {message}", file=sys.stderr)
         return 2
-    return cli.main()
+    return run()
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from threading import Event, Thread
 import pytest
 import torch
 
-from vae_models.data import Images, load
-from vae_models.locks import locked
-from vae_models.vae import VAE
+from vae_models.data.loading import Images, load
+from vae_models.model.vae import VAE
+from vae_models.training.locks import locked
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vae_models.figures import PLAIN
+from vae_models.results.figures import PLAIN
 from vae_models.study.plan import Part
 from vae_models.study.tables import (
     BASELINE,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ar1_dist import AR1Normal
-from vae_models.vae import VAE
+from vae_models.model.vae import VAE
 
 __all__ = ["permuted", "random_order"]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vae_models.config import Config
-from vae_models.posteriors import POSTERIORS as KNOWN_POSTERIORS
+from vae_models.model.posteriors import POSTERIORS as KNOWN_POSTERIORS
+from vae_models.settings.config import Config
 from vae_models.study.as_published import SAMPLERS
 
 __all__ = [
@@ -37,7 +37,7 @@ class Variant:
     """A posterior and what is done to it.
 
     Attributes:
-        posterior (str): one of :data:`vae_models.posteriors.POSTERIORS`.
+        posterior (str): one of :data:`vae_models.model.posteriors.POSTERIORS`.
         change (str): nothing, or how it is trained: ``walk`` or ``rho``, by the reference's objective with that
             sampler; ``rho-zero``, with rho held at 0; ``per-pair`` or ``shared``, with that kind of rho where the
             posterior has the other. Or how the run of another variant is evaluated: ``permuted``, the one without
@@ -222,7 +222,7 @@ def plan(
     Args:
         parts (sequence of str): of :data:`PARTS`, in the order of the runs; none stands for all.
         datasets (sequence of str): of :data:`DATASETS`; none stands for the paper's.
-        posteriors (sequence of str): of :data:`vae_models.posteriors.POSTERIORS`; none stands for all.
+        posteriors (sequence of str): of :data:`vae_models.model.posteriors.POSTERIORS`; none stands for all.
         latent_dims (sequence of int): sizes of the latent vector; none stands for all.
         seeds (int): so many, whatever the part has.
         epochs (int): so many, whatever the part has.

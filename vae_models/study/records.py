@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from vae_models import locks
 from vae_models.files import read_csv, write_csv
+from vae_models.training import locks
 
 __all__ = ["EPOCH_COLUMNS", "RUN_COLUMNS", "append", "finished", "locked", "read_epochs", "read_runs"]
 

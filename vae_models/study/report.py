@@ -4,8 +4,8 @@ alone."""
 import math
 from pathlib import Path
 
-from vae_models.figures import png
 from vae_models.files import FileError, reason, write_whole
+from vae_models.results.figures import png
 from vae_models.study import curves, tables
 from vae_models.study.plan import PARTS
 from vae_models.study.records import read_epochs, read_runs

@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from vae_models import evaluation, runs
-from vae_models.config import Config
 from vae_models.files import write_json
+from vae_models.model.vae import VAE
+from vae_models.results import evaluation
+from vae_models.settings.config import Config
 from vae_models.study import records
 from vae_models.study.as_published import SAMPLERS, AsPublished, as_sampled, printed_loss
 from vae_models.study.permutation import permuted, random_order
 from vae_models.study.plan import StudyRun
-from vae_models.training import VAEModule
-from vae_models.vae import VAE
+from vae_models.training import runs
+from vae_models.training.fitting import VAEModule
 
 __all__ = ["execute"]
 
@@ -43,7 +44,7 @@ def execute(
         folder (Path): of the study.
         data_root (Path): of the data sets.
         on_evaluation (callable): is called when the training is done, or was.
-        callbacks, trainer_options: as in :func:`vae_models.runs.train`.
+        callbacks, trainer_options: as in :func:`vae_models.training.runs.train`.
 
     Returns:
         dict: its row, or None if it has one already or another process is at it.

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from vae_models import evaluation, runs
-from vae_models.config import Config
+from vae_models.model.vae import VAE
+from vae_models.results import evaluation
+from vae_models.settings.config import Config
 from vae_models.study.as_published import SAMPLERS, AsPublished, as_sampled, batch_loss, printed_loss
-from vae_models.training import fit
-from vae_models.vae import VAE
+from vae_models.training import runs
+from vae_models.training.fitting import fit
 
 
 def noise(shape, seed=3):

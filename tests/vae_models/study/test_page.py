@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_models.config import PRESETS
+from vae_models.settings.config import PRESETS
 from vae_models.study import records, tables
 from vae_models.study.plan import PARTS, plan
 from vae_models.study.report import write_report

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from vae_models import evaluation
+from vae_models.results import evaluation
 from vae_models.study.permutation import permuted, random_order
 
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from vae_models.config import PRESETS, Config
+from vae_models.model.vae import VAE
+from vae_models.settings.config import PRESETS, Config
 from vae_models.study.plan import PARTS, StudyRun, Variant, plan
-from vae_models.vae import VAE
 
 
 def test_what_the_study_is_to_have():

@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from vae_models.cli import main
+from vae_models.cli.main import main
 from vae_models.study import records
 from vae_models.study.plan import PARTS
 
@@ -71,7 +71,7 @@ def test_list(study, tmp_path, capsys):
 
 
 def test_nothing_is_left_to_do(study, capsys, monkeypatch):
-    monkeypatch.setattr("vae_models.runs.train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("vae_models.training.runs.train", lambda *_, **__: pytest.fail("trained"))
     assert main(["reproduce", "--only", "vanilla", *SMALL, "--out", str(study)]) == 0
     assert capsys.readouterr().out.splitlines()[0] == f"1 of 1 runs are done in {study}"
 
@@ -90,7 +90,7 @@ def test_nothing_is_left_to_do(study, capsys, monkeypatch):
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
     if "--data-root" in arguments:
-        monkeypatch.setattr("vae_models.data._download", _no_network)
+        monkeypatch.setattr("vae_models.data.loading._download", _no_network)
     assert main(["reproduce", "--out", str(tmp_path / "out"), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("vae-models: ")
@@ -98,7 +98,7 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, monkeypatch
 
 
 def _no_network(class_name, data_root, raw):
-    from vae_models.data import DataError
+    from vae_models.data.loading import DataError
 
     raise DataError(f"{class_name} is not whole in {data_root} and could not be downloaded to it")
 
@@ -110,7 +110,7 @@ def test_damaged_rows(tmp_path, capsys):
 
 
 def test_run_that_fails_does_not_end_the_study(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vae_models.training.loss_per_image", _nan_for_ar1)
+    monkeypatch.setattr("vae_models.training.fitting.loss_per_image", _nan_for_ar1)
     arguments = ["reproduce", "--only", "vanilla", *SMALL, "--posterior", "markov", "--out", str(tmp_path)]
     assert main(arguments) == 1
     assert records.finished(tmp_path) == {"vanilla_digits_markov_d10_e2_s0"}
@@ -123,7 +123,7 @@ def test_run_that_fails_does_not_end_the_study(tmp_path, capsys, monkeypatch):
 
 
 def _nan_for_ar1(vae, x):
-    from vae_models.posteriors import AR1
+    from vae_models.model.posteriors import AR1
 
     nan = float("nan") if isinstance(vae.posterior, AR1) else 1.0
     return nan * -vae.decode(vae.encode(x).rsample()).log_prob(x).mean()
@@ -143,8 +143,8 @@ def test_train_leaves_a_run_of_the_study_alone(tmp_path, capsys):
 
 INTERRUPTED = """
 import signal, sys
-from vae_models import evaluation
-from vae_models.cli import main
+from vae_models.results import evaluation
+from vae_models.cli.main import main
 evaluate, calls = evaluation.evaluate, []
 def interrupted(*arguments, **options):
     calls.append(1)

@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from vae_models import evaluation
-from vae_models.data import load
+from vae_models.data.loading import load
 from vae_models.files import write_json
-from vae_models.runs import read_metrics
+from vae_models.model.vae import VAE
+from vae_models.results import evaluation
 from vae_models.study import records, running
 from vae_models.study.plan import StudyRun, Variant
-from vae_models.training import VAEModule
-from vae_models.vae import VAE
+from vae_models.training.fitting import VAEModule
+from vae_models.training.runs import read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -61,12 +61,12 @@ def test_convolutional_networks_take_every_fifth_test_image(tmp_path):
 
 def test_finished_is_not_run_again(tmp_path, monkeypatch):
     execute(run_of(), tmp_path)
-    monkeypatch.setattr("vae_models.runs.train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("vae_models.training.runs.train", lambda *_, **__: pytest.fail("trained"))
     assert execute(run_of(), tmp_path) is None
 
 
 def test_what_another_process_is_at_is_left_alone(tmp_path, monkeypatch, locked_elsewhere):
-    monkeypatch.setattr("vae_models.runs.train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("vae_models.training.runs.train", lambda *_, **__: pytest.fail("trained"))
     with locked_elsewhere(tmp_path / "runs" / run_of().name):
         assert execute(run_of(), tmp_path) is None
 

@@ -1,0 +1,194 @@
+r"""Posterior heads: modules from features, of shape ``(N, num_features)``, to a distribution over
+:math:`\mathbb{R}^d`, of batch shape ``(N,)``. They know nothing of the network that the features come from.
+
+A scale is :math:`e^{v/2}` of a linear log-variance v, as in Kingma & Welling (arXiv:1312.6114): the divergence from a
+standard normal then holds v by :math:`\tfrac12 (e^v - v - 1)`, whose gradient in v is finite on both sides. A
+correlation is :math:`\tanh \alpha` of a linear :math:`\alpha`, and the divergence holds :math:`\alpha` by
+:math:`\log\cosh\alpha` per pair.
+
+Every covariance starts at the identity, but for the low-rank factor, which zero would hold in a saddle point. With
+random weights there, the first steps of Adam at 1e-3 through wide layers let a scale grow by orders of magnitude.
+
+Note:
+    Nothing is clamped, and the distributions do not validate their parameters. Every finite :math:`\alpha` is valid,
+    though its tanh may round to 1; a scale that has underflowed to 0 or overflowed, and NaN, make the loss infinite or
+    NaN, on which :mod:`vae_models.training.fitting` stops.
+"""
+
+from collections.abc import Callable
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from ar1_dist import AR1Normal
+
+__all__ = ["AR1", "POSTERIORS", "Diagonal", "Full", "LowRank", "Markov"]
+
+
+class Diagonal(nn.Module):
+    """Independent coordinates, each with its own scale: the mean-field posterior of Kingma & Welling.
+
+    Example:
+
+        >>> Diagonal(num_features=8, latent_dim=3)(torch.randn(2, 8))
+        Independent(Normal(loc: torch.Size([2, 3]), scale: torch.Size([2, 3])), 1)
+
+    Args:
+        num_features (int): size of the features.
+        latent_dim (int): d.
+    """
+
+    def __init__(self, num_features: int, latent_dim: int) -> None:
+        super().__init__()
+        self.loc = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, latent_dim, zero=True)
+
+    def forward(self, features: Tensor) -> TorchDistributionMixin:
+        scale = (0.5 * self.log_variance(features)).exp()
+        return dist.Normal(self.loc(features), scale, validate_args=False).to_event(1)
+
+
+class AR1(nn.Module):
+    r"""One scale and one correlation per image: the ρ-VAE of Ferdowsi et al. (arXiv:1909.06236), covariance
+    :math:`s\,\mathrm{Toeplitz}(1, \rho, \rho^2, \dots)`. Its covariance takes two linear units where the diagonal one
+    takes d.
+
+    Example:
+
+        >>> AR1(num_features=8, latent_dim=3)(torch.randn(2, 8))
+        AR1Normal(loc: torch.Size([2, 3]), scale: torch.Size([2, 1]), atanh_rho: torch.Size([2, 1]))
+
+    Args:
+        num_features (int): size of the features.
+        latent_dim (int): d.
+        per_pair (bool): whether there is a correlation for every pair of neighbours.
+    """
+
+    def __init__(self, num_features: int, latent_dim: int, per_pair: bool = False) -> None:
+        super().__init__()
+        self.loc = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, 1, zero=True)
+        # With one latent there is no pair; AR1Normal then ignores the correlation.
+        self.atanh_rho = _linear(num_features, max(latent_dim - 1, 1) if per_pair else 1, zero=True)
+
+    def forward(self, features: Tensor) -> TorchDistributionMixin:
+        scale = (0.5 * self.log_variance(features)).exp()
+        return AR1Normal(self.loc(features), scale, atanh_rho=self.atanh_rho(features), validate_args=False)
+
+
+class Markov(nn.Module):
+    """A scale per coordinate and a correlation per pair of neighbours: any Gauss–Markov chain.
+
+    Example:
+
+        >>> Markov(num_features=8, latent_dim=3)(torch.randn(2, 8))
+        AR1Normal(loc: torch.Size([2, 3]), scale: torch.Size([2, 3]), atanh_rho: torch.Size([2, 2]))
+
+    Args:
+        num_features (int): size of the features.
+        latent_dim (int): d.
+        shared_rho (bool): whether there is one correlation for all pairs.
+    """
+
+    def __init__(self, num_features: int, latent_dim: int, shared_rho: bool = False) -> None:
+        super().__init__()
+        self.loc = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, latent_dim, zero=True)
+        # With one latent there is no pair; AR1Normal then ignores the correlation.
+        self.atanh_rho = _linear(num_features, 1 if shared_rho else max(latent_dim - 1, 1), zero=True)
+
+    def forward(self, features: Tensor) -> TorchDistributionMixin:
+        scale = (0.5 * self.log_variance(features)).exp()
+        return AR1Normal(self.loc(features), scale, atanh_rho=self.atanh_rho(features), validate_args=False)
+
+
+class LowRank(nn.Module):
+    r"""Covariance :math:`W W^\top + \operatorname{diag}(e^v)` with W of d rows and ``rank`` columns: factor analysis of
+    the posterior.
+
+    Example:
+
+        >>> LowRank(num_features=8, latent_dim=3, rank=2)(torch.randn(2, 8)).cov_factor.shape
+        torch.Size([2, 3, 2])
+
+    Args:
+        num_features (int): size of the features.
+        latent_dim (int): d.
+        rank (int): number of factors.
+
+    Raises:
+        ValueError: if ``rank`` is less than 1.
+    """
+
+    def __init__(self, num_features: int, latent_dim: int, rank: int = 1) -> None:
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        super().__init__()
+        self.loc = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, latent_dim, zero=True)
+        self.factor = _linear(num_features, latent_dim * rank)
+        self.shape = (latent_dim, rank)
+
+    def forward(self, features: Tensor) -> TorchDistributionMixin:
+        factor = self.factor(features).unflatten(-1, self.shape)
+        variance = self.log_variance(features).exp()
+        return dist.LowRankMultivariateNormal(self.loc(features), factor, variance, validate_args=False)
+
+
+class Full(nn.Module):
+    """Any covariance, by its lower Cholesky factor: a scale per coordinate on the diagonal and a linear unit for each
+    entry below it.
+
+    Example:
+
+        >>> Full(num_features=8, latent_dim=3)(torch.randn(2, 8)).covariance_matrix[0]
+        tensor([[1., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 1.]], grad_fn=<SelectBackward0>)
+
+    Args:
+        num_features (int): size of the features.
+        latent_dim (int): d.
+    """
+
+    below: Tensor
+
+    def __init__(self, num_features: int, latent_dim: int) -> None:
+        super().__init__()
+        self.loc = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, latent_dim, zero=True)
+        # With one latent there is nothing below the diagonal, but torch's layers have no zero outputs.
+        self.off_diagonal = _linear(num_features, max(latent_dim * (latent_dim - 1) // 2, 1), zero=True)
+        self.register_buffer("below", torch.tril_indices(latent_dim, latent_dim, -1), persistent=False)
+
+    def forward(self, features: Tensor) -> TorchDistributionMixin:
+        scale_tril = torch.diag_embed((0.5 * self.log_variance(features)).exp())
+        rows, columns = self.below
+        scale_tril[..., rows, columns] = self.off_diagonal(features)[..., : len(rows)].to(scale_tril.dtype)
+        return dist.MultivariateNormal(self.loc(features), scale_tril=scale_tril, validate_args=False)
+
+
+def _linear(num_features: int, size: int, *, zero: bool = False) -> nn.Linear:
+    """A linear layer with Xavier's weights (Glorot & Bengio, 2010), or with zeros, and with a bias of zero."""
+    layer = nn.Linear(num_features, size)
+    if zero:
+        nn.init.zeros_(layer.weight)
+    else:
+        nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+POSTERIORS: dict[str, Callable[..., nn.Module]] = {
+    "diagonal": Diagonal,
+    "ar1": AR1,
+    "markov": Markov,
+    "low_rank": LowRank,
+    "full": Full,
+}
+"""The posteriors by name. Each value makes a head from ``num_features``, ``latent_dim`` and the options of its class.
+
+:meta hide-value:
+"""

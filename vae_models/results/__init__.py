@@ -1,0 +1,1 @@
+"""What is made of trained VAEs: metrics, pictures and reports."""

@@ -1,0 +1,1 @@
+"""Training, and training in a folder that can be resumed."""
