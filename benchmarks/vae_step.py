@@ -1,7 +1,7 @@
 """A training step with each posterior, as a ratio to the diagonal one.
 
 A step is what the command's training does between two batches: the loss of
-:func:`vae_models.training.fitting.loss_per_image`, its gradient and Adam's update, for the mlp on images of 28×28, on
+:func:`vae_models.training.module.loss_per_image`, its gradient and Adam's update, for the mlp on images of 28×28, on
 one thread. The posteriors take turns step by step.
 
     python benchmarks/vae_step.py [--rounds 300] [--batch-size 128] [--latent-dim 20]
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vae_models.model.posteriors import POSTERIORS
 from vae_models.model.vae import VAE
-from vae_models.training.fitting import loss_per_image
+from vae_models.training.module import loss_per_image
 
 __all__ = ["HEADER", "step_rows"]
 

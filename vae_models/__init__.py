@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from vae_models.results.evaluation import evaluate
     from vae_models.settings.config import PRESETS, Config
     from vae_models.settings.objectives import Objective
-    from vae_models.training.fitting import History, fit
+    from vae_models.training.callbacks import History
+    from vae_models.training.fitting import fit
 
 __all__ = ["PRESETS", "VAE", "Config", "History", "Images", "Objective", "evaluate", "fit", "load", "mmd"]
 
@@ -30,7 +31,7 @@ _MODULES = {
     "PRESETS": "settings.config",
     "VAE": "model.vae",
     "Config": "settings.config",
-    "History": "training.fitting",
+    "History": "training.callbacks",
     "Images": "data.loading",
     "Objective": "settings.objectives",
     "evaluate": "results.evaluation",

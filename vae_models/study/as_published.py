@@ -42,7 +42,7 @@ from ar1_dist import AR1Normal
 from ar1_dist.recurrence import linear_recurrence
 from vae_models.model.vae import VAE
 from vae_models.results.evaluation import eval_mode
-from vae_models.training.fitting import VAEModule
+from vae_models.training.module import VAEModule
 
 __all__ = ["BATCH_SIZE", "SAMPLERS", "AsPublished", "as_sampled", "batch_loss", "printed_loss"]
 
@@ -125,7 +125,7 @@ class AsPublished(VAEModule):
 
     Args:
         vae (VAE): with the posterior ``ar1``, whose head is initialised anew, as the reference's.
-        learning_rate, plateau_patience: as in :class:`vae_models.training.fitting.VAEModule`.
+        learning_rate, plateau_patience: as in :class:`vae_models.training.module.VAEModule`.
         sampler (str): one of :data:`SAMPLERS`.
         seed (int): of the head's weights.
     """

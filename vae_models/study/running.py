@@ -23,7 +23,7 @@ from vae_models.study.as_published import SAMPLERS, AsPublished, as_sampled, pri
 from vae_models.study.permutation import permuted, random_order
 from vae_models.study.plan import StudyRun
 from vae_models.training import runs
-from vae_models.training.fitting import VAEModule
+from vae_models.training.module import VAEModule
 
 __all__ = ["execute"]
 

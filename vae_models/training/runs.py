@@ -5,7 +5,7 @@ The folder of a run holds
 - ``config.json``: the settings, under ``"run"``, and what the VAE is made of, under ``"vae"``;
 - ``data.json``: which images it was trained on, as :mod:`vae_models.data.record` describes them, so that it does not go
   on with others;
-- ``metrics.csv``: a row per epoch, with the columns of :class:`vae_models.training.fitting.History`;
+- ``metrics.csv``: a row per epoch, with the columns of :class:`vae_models.training.callbacks.History`;
 - ``best.ckpt`` and ``last.ckpt``: Lightning's checkpoints of the epoch of least validation loss and of the last one;
 - ``model.safetensors``: the weights of the best epoch, once training has ended;
 - ``metrics.json``: the final figures, written last by whoever evaluates the VAE; they make the run finished.
@@ -40,6 +40,8 @@ from vae_models.files import DataError, FileError, read_csv, read_json, reason, 
 from vae_models.model.vae import VAE
 from vae_models.settings.comparisons import check_no_comparison
 from vae_models.settings.config import Config
+from vae_models.training.batches import ShardedBatches
+from vae_models.training.callbacks import History
 from vae_models.training.checkpoints import (
     EpochCheckpoint,
     WholeCheckpointIO,
@@ -47,8 +49,9 @@ from vae_models.training.checkpoints import (
     check_training_state,
     read_checkpoint,
 )
-from vae_models.training.fitting import History, ShardedBatches, VAEModule, history_of, make_trainer, run_trainer
+from vae_models.training.fitting import history_of, make_trainer, run_trainer
 from vae_models.training.locks import locked
+from vae_models.training.module import VAEModule
 
 __all__ = [
     "Run",

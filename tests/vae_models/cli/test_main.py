@@ -23,7 +23,7 @@ from vae_models.data.loading import load
 from vae_models.model.posteriors import POSTERIORS
 from vae_models.model.vae import VAE
 from vae_models.settings.config import SETTINGS, Config, Hardware
-from vae_models.training.fitting import VAEModule
+from vae_models.training.module import VAEModule
 
 QUICK = ["--epochs", "2", "--importance-samples", "3", "--latent-dim", "5"]
 PICTURES = ["correlations.png", "curves.png", "reconstructions.png", "samples.png"]
@@ -799,7 +799,7 @@ def test_torchvision_that_does_not_import(tmp_path):
 
 
 def test_loss_that_is_not_finite(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vae_models.training.fitting.loss_per_image", lambda vae, x: x.sum() * float("nan"))
+    monkeypatch.setattr("vae_models.training.module.loss_per_image", lambda vae, x: x.sum() * float("nan"))
     assert main(["compare", *QUICK, "--posterior", "ar1", "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("vae-models: training with posterior 'ar1' failed: the training loss is nan, in epoch 1")
@@ -835,14 +835,14 @@ def test_ctrl_c_keeps_the_last_checkpoint(tmp_path):
 INTERRUPTED = """
 import signal, sys
 from vae_models.cli.main import main
-from vae_models.training import fitting
-loss_per_image = fitting.loss_per_image
+from vae_models.training import module
+loss_per_image = module.loss_per_image
 steps = iter(range(10**9))
 def interrupted(*args):
     if next(steps) == 25:
         signal.raise_signal(signal.SIGINT)
     return loss_per_image(*args)
-fitting.loss_per_image = interrupted
+module.loss_per_image = interrupted
 sys.exit(main())
 """
 

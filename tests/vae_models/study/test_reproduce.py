@@ -110,7 +110,7 @@ def test_damaged_rows(tmp_path, capsys):
 
 
 def test_run_that_fails_does_not_end_the_study(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vae_models.training.fitting.loss_per_image", _nan_for_ar1)
+    monkeypatch.setattr("vae_models.training.module.loss_per_image", _nan_for_ar1)
     arguments = ["reproduce", "--only", "vanilla", *SMALL, "--posterior", "markov", "--out", str(tmp_path)]
     assert main(arguments) == 1
     assert records.finished(tmp_path) == {"vanilla_digits_markov_d10_e2_s0"}

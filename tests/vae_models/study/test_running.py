@@ -10,7 +10,7 @@ from vae_models.model.vae import VAE
 from vae_models.results import evaluation
 from vae_models.study import records, running
 from vae_models.study.plan import StudyRun, Variant
-from vae_models.training.fitting import VAEModule
+from vae_models.training.module import VAEModule
 from vae_models.training.runs import read_metrics
 
 

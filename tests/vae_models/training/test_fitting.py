@@ -20,16 +20,11 @@ from vae_models.model.posteriors import POSTERIORS
 from vae_models.model.vae import VAE
 from vae_models.settings.config import PRESETS, Config
 from vae_models.settings.objectives import Objective
+from vae_models.training.batches import ImageData, ShardedBatches, check_batches
+from vae_models.training.callbacks import History
 from vae_models.training.checkpoints import EpochCheckpoint
-from vae_models.training.fitting import (
-    History,
-    ImageData,
-    ShardedBatches,
-    VAEModule,
-    check_batches,
-    fit,
-    loss_per_image,
-)
+from vae_models.training.fitting import fit
+from vae_models.training.module import VAEModule, loss_per_image
 from vae_models.training.runs import read_metrics
 
 every_posterior = pytest.mark.parametrize("posterior", POSTERIORS)

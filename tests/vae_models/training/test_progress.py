@@ -8,7 +8,8 @@ from rich.progress import Progress
 from vae_models.data.loading import Images
 from vae_models.model.vae import VAE
 from vae_models.settings.config import Config
-from vae_models.training.fitting import VAEModule, fit
+from vae_models.training.fitting import fit
+from vae_models.training.module import VAEModule
 from vae_models.training.progress import ProgressLine
 
 CONFIG = Config(latent_dim=4, epochs=3, batch_size=50)

@@ -24,7 +24,7 @@ from vae_models.model.vae import VAE
 from vae_models.settings.config import Config
 from vae_models.settings.objectives import Objective
 from vae_models.training import runs
-from vae_models.training.fitting import History
+from vae_models.training.callbacks import History
 from vae_models.training.progress import ProgressLine
 from vae_models.training.runs import Run, load_images, load_other_images, read_config, read_metrics, train
 
