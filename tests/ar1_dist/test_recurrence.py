@@ -45,7 +45,7 @@ def test_reverse_is_the_transpose(d):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("d", [2, 3, 6, 9])
+@pytest.mark.parametrize("d", [2, 7])
 def test_derivatives(d, shared, reverse):
     def solve(a, x):
         return linear_recurrence(a, x, reverse=reverse)
@@ -114,7 +114,7 @@ def test_autoregression_follows_its_definition(d, shared):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("d", [2, 3, 6, 9])
+@pytest.mark.parametrize("d", [2, 7])
 def test_derivatives_of_autoregression(d, shared):
     inputs = chain_inputs(d, shared, requires_grad=True)
     assert gradcheck(autoregression, inputs, check_forward_ad=True)
@@ -169,7 +169,7 @@ def test_moebius_follows_its_definition(d, shared):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("d", [2, 3, 6, 9])
+@pytest.mark.parametrize("d", [2, 7])
 def test_derivatives_of_moebius(d, shared):
     inputs = moebius_inputs(d, shared, requires_grad=True)
     assert gradcheck(moebius_recurrence, inputs, check_forward_ad=True)

@@ -373,10 +373,16 @@ def in_a_fresh_process(setup: str = "", **environment: str) -> tuple[str, str]:
     return result.stdout, result.stderr
 
 
-def test_kernels_are_loaded_when_first_needed():
+@pytest.fixture(scope="module")
+def usual():
+    """What is drawn in a process where nothing is in the way."""
     output, errors = in_a_fresh_process("sys.modules.pop('numba', None)")
-    assert output.endswith("True\n")
     assert errors == ""
+    return output
+
+
+def test_kernels_are_loaded_when_first_needed(usual):
+    assert usual.endswith("True\n")
 
 
 @pytest.mark.parametrize(
@@ -384,10 +390,9 @@ def test_kernels_are_loaded_when_first_needed():
     [("sys.modules['numba'] = None", {}), ("", {"NUMBA_DISABLE_JIT": "1"})],
     ids=["not installed", "switched off"],
 )
-def test_without_a_compiler(setup, environment):
-    expected, _ = in_a_fresh_process()
+def test_without_a_compiler(setup, environment, usual):
     output, errors = in_a_fresh_process(setup, **environment)
-    assert output == expected.replace("True", "False")
+    assert output == usual.replace("True", "False")
     assert "more slowly: numba can't be loaded" in errors
 
 
@@ -448,8 +453,8 @@ numba.core.caching.FunctionCache.__init__ = no_locator
 
 
 @pytest.mark.slow
-def test_where_compiled_code_can_not_be_kept():
-    assert in_a_fresh_process(NOWHERE) == in_a_fresh_process()
+def test_where_compiled_code_can_not_be_kept(usual):
+    assert in_a_fresh_process(NOWHERE) == (usual, "")
 
 
 LOG_DET = """
