@@ -742,7 +742,7 @@ duration = time.perf_counter() - start
 random.seed(0)
 kills, epochs = 0, set()
 for _ in range(16):
-    kills += not attempt(folder, config, delay=random.uniform(0, 0.4) * duration)
+    kills += not attempt(folder, config, delay=random.uniform(0, 0.25) * duration)
     if (folder / "last.ckpt").exists():
         epochs.add(torch.load(folder / "last.ckpt", weights_only=True)["epoch"])
 assert attempt(folder, config)
