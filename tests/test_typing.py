@@ -1,5 +1,6 @@
 """A user's script passes a strict type checker, which sees what the packages return."""
 
+import os
 import re
 from pathlib import Path
 
@@ -59,18 +60,24 @@ reveal_type(vae.reconstruct(images.test))  # Tensor
 reveal_type(fit(vae, images, Config()))  # History
 reveal_type(evaluate(vae, images.test))  # dict[str, float | int | None]
 """
+# No type of these is in the interface: of one that was, Any would be revealed. Reading them takes most of the time.
+UNREAD = """
+[mypy]
+[mypy-torch._dynamo.*,torch._inductor.*,torch.distributed.*,torch.export.*,torch.fx.*,torch.onnx.*,sympy.*,lightning.*]
+follow_imports = skip
+"""
 
 
-@pytest.mark.slow
 def test_scripts_of_users(tmp_path, monkeypatch):
     api = pytest.importorskip("mypy.api")
     scripts = {"core.py": CORE, "vae.py": VAE}
     for name, script in scripts.items():
         (tmp_path / name).write_text(script)
+    (tmp_path / "mypy.ini").write_text(UNREAD)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MYPYPATH", str(ROOT))
     # Of the packages only the interface counts, as of those that are installed.
-    options = ["--strict", "--follow-imports", "silent", "--cache-dir", str(tmp_path / "cache")]
+    options = ["--strict", "--follow-imports", "silent", "--cache-dir", os.devnull]
     printed, errors, status = api.run([*options, *scripts])
     assert (status, errors) == (0, ""), printed
     for name, script in scripts.items():
