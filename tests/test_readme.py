@@ -33,12 +33,12 @@ def run_blocks(page: Path, count: int) -> dict:
     return names
 
 
-@pytest.mark.slow
 def test_readme_under_any_seed(capsys):
-    """The guide becomes the exact posterior, to within half a nat."""
+    """The guide becomes the exact posterior, to within half a nat; of twenty seeds, these are the furthest from it, by
+    the divergence and by the loss."""
     (snippet,) = python_blocks(ROOT / "README.md", 1)
     divergences = []
-    for seed in range(20):
+    for seed in (6, 12, 14, 18):
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
         names: dict = {}
@@ -230,11 +230,11 @@ def test_first_steps():
 
 
 def test_fit_of_the_first_steps_under_any_seed():
-    """Correlations are within a few hundredths."""
+    """Correlations are within a few hundredths; of twelve seeds, these are the furthest."""
     blocks = python_blocks(ROOT / "docs" / "tutorial_first_steps.md", 6)
     names: dict = {}
     exec(blocks[0], names)
-    for seed in range(5):
+    for seed in (1, 4):
         torch.manual_seed(seed)
         exec(blocks[4], names)
         assert names["fitted"].rho.tolist() == pytest.approx([0.9, 0, -0.9], abs=0.04)
