@@ -33,12 +33,12 @@ def run_blocks(page: Path, count: int) -> dict:
     return names
 
 
+@pytest.mark.slow
 def test_readme_under_any_seed(capsys):
-    """The guide becomes the exact posterior, to within half a nat; of twenty seeds, these are the furthest from it, by
-    the divergence and by the loss."""
+    """The guide becomes the exact posterior, to within half a nat."""
     (snippet,) = python_blocks(ROOT / "README.md", 1)
     divergences = []
-    for seed in (6, 12, 14, 18):
+    for seed in range(20):
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
         names: dict = {}
