@@ -14,7 +14,7 @@ demo: $(VENV)/.vae
 	@echo "Open it in a browser: runs/compare/report.html"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 8
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lowest: $(LOWEST)/.dev
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest ar1_dist tests/ar1_dist -n auto --maxprocesses 8

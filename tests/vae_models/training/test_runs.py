@@ -727,7 +727,7 @@ def _run_killed(tmp_path: Path, script: str, *arguments: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
 def test_killed_at_random_moments(name, tmp_path, plain_path):
-    """Sixteen times, before the run starts and in its course, and then left alone."""
+    """Eight times, before a run starts and in its course, or at its end, after which the next one starts."""
     config = dataclasses.replace(FULL[name], epochs=20)
     finished(tmp_path / "whole", config)
     out = _run_killed(
@@ -735,26 +735,29 @@ def test_killed_at_random_moments(name, tmp_path, plain_path):
         """
 import dataclasses
 from pathlib import Path
-config, folder = dataclasses.replace(test_runs.FULL[sys.argv[2]], epochs=20), Path(sys.argv[1], "run")
+config, folder = dataclasses.replace(test_runs.FULL[sys.argv[2]], epochs=20), Path(sys.argv[1], "run-0")
 start = time.perf_counter()
 assert attempt(Path(sys.argv[1], "alone"), config)
 duration = time.perf_counter() - start
 random.seed(0)
-kills, epochs = 0, set()
-for _ in range(16):
-    kills += not attempt(folder, config, delay=random.uniform(0, 0.25) * duration)
+kills, epochs, runs = 0, set(), 1
+for _ in range(8):
+    if attempt(folder, config, delay=random.uniform(0, 0.6) * duration):
+        folder, runs = Path(sys.argv[1], f"run-{runs}"), runs + 1
+        continue
+    kills += 1
     if (folder / "last.ckpt").exists():
         epochs.add(torch.load(folder / "last.ckpt", weights_only=True)["epoch"])
 assert attempt(folder, config)
-print(kills, len(epochs))
+print(kills, len(epochs), runs)
 """,
         name,
     )
-    kills, epochs = map(int, out.split())
+    kills, epochs, runs = map(int, out.split())
     assert kills >= 4
     assert epochs >= 2
-    assert_same(tmp_path / "run", tmp_path / "whole")
-    assert_same(tmp_path / "alone", tmp_path / "whole")
+    for each in ("alone", *(f"run-{i}" for i in range(runs))):
+        assert_same(tmp_path / each, tmp_path / "whole")
 
 
 @pytest.mark.slow
