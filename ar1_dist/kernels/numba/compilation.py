@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.compiler_lock import global_compiler_lock
 
@@ -15,7 +16,9 @@ __all__ = ["compiled", "leave_cache", "vectorised"]
 if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
     raise ImportError("numba's compiler is switched off")
 
-# A child that is forked while another thread compiles would find the compiler locked for ever.
+# A child that is forked while another thread compiles would find the compiler locked for ever; and so the module that
+# numba imports at its first array, before it takes that lock.
+numba.typeof(np.empty(0))
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=global_compiler_lock.acquire,

@@ -406,12 +406,13 @@ draw = lambda: AR1Normal(torch.zeros(3), 1.0, 0.5).sample()
 """
 FORK = """
 import os, signal
-import ar1_dist.kernels.numba
+from numba.core import event
 compiling = threading.Event()
-def compile():
-    compiling.set()
-    draw()
-thread = threading.Thread(target=compile)
+class Listener(event.Listener):
+    on_start = lambda self, _: compiling.set()
+    on_end = lambda self, _: None
+event.register("numba:compile", Listener())
+thread = threading.Thread(target=draw)
 thread.start()
 compiling.wait()
 child = os.fork()
