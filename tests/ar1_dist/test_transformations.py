@@ -57,6 +57,7 @@ DIFFERENTIATED = [
     Case(4, max_rho=0.0),
     Case(3, (2,), shared_scale=True, shared_rho=True, max_rho=0.0),
 ]
+WHOLE = DIFFERENTIATED[2:5]
 BATCHED = [Case(1, (3,), shared_rho=True), Case(2, (4,)), Case(7, (3,), shared_scale=True, shared_rho=True)]
 CHAIN = Case(6, max_rho=0.6)  # the derivatives that finite differences need are small enough
 
@@ -329,7 +330,12 @@ def test_gradcheck(case, given, name):
     function = as_function_of_tensors(name, parameters)
     inputs = tuple(parameters.values())
     assert gradcheck(
-        function, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=name != "rsample"
+        function,
+        inputs,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=name != "rsample",
+        fast_mode=case not in WHOLE,  # one random direction in the place of every entry of the Jacobian
     )
     assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_batched_grad=True, fast_mode=True)
 

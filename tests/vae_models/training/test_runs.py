@@ -728,14 +728,14 @@ def _run_killed(tmp_path: Path, script: str, *arguments: str) -> str:
 @pytest.mark.parametrize("name", FULL)
 def test_killed_at_random_moments(name, tmp_path, plain_path):
     """Eight times, before a run starts and in its course, or at its end, after which the next one starts."""
-    config = dataclasses.replace(FULL[name], epochs=20)
+    config = dataclasses.replace(FULL[name], epochs=12)
     finished(tmp_path / "whole", config)
     out = _run_killed(
         tmp_path,
         """
 import dataclasses
 from pathlib import Path
-config, folder = dataclasses.replace(test_runs.FULL[sys.argv[2]], epochs=20), Path(sys.argv[1], "run-0")
+config, folder = dataclasses.replace(test_runs.FULL[sys.argv[2]], epochs=12), Path(sys.argv[1], "run-0")
 start = time.perf_counter()
 assert attempt(Path(sys.argv[1], "alone"), config)
 duration = time.perf_counter() - start
