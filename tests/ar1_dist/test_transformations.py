@@ -475,6 +475,34 @@ for backend, every_pair, cases in groups:
     compiled = torch.compile(objective, fullgraph=True, backend=backend)
     for case in cases:
         compare(compiled, every_pair, *case)
+"""
+
+
+TRANSFORMED = """
+torch.compiler.reset()
+
+
+def log_prob(loc, scale, rho):
+    return ar1_dist.AR1Normal(loc, scale, rho, validate_args=False).log_prob(loc.square())
+
+
+def sample(loc, scale, rho):
+    return ar1_dist.AR1Normal(loc, scale, rho, validate_args=False).rsample().sum()
+
+
+loc, scale, rho = torch.linspace(-1, 1, 15).reshape(3, 5), torch.rand(3) + 0.5, torch.tensor([-0.5, 0.0, 0.5])
+for function in (
+    torch.vmap(log_prob),
+    torch.vmap(sample, randomness="different"),
+    torch.vmap(torch.func.grad(log_prob)),
+    lambda *x: torch.func.jvp(lambda *y: torch.vmap(log_prob)(*y), x, x)[1],
+):
+    torch.manual_seed(0)
+    expected = function(loc, scale, rho)
+    assert expected.abs().min() > 0
+    torch.manual_seed(0)
+    got = torch.compile(function, fullgraph=True, backend="aot_eager")(loc, scale, rho)
+    torch.testing.assert_close(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
 print("compared")
 """
 
@@ -497,42 +525,7 @@ def test_compiled_from_a_cold_start():
     ]
     if any(map(shutil.which, ("g++", "clang++"))):
         groups.append(("inductor", False, [(3, 7, False)]))
-    run_from_a_cold_start(COMPILED, groups)
-
-
-TRANSFORMED = """
-import torch
-
-from ar1_dist import AR1Normal
-
-
-def log_prob(loc, scale, rho):
-    return AR1Normal(loc, scale, rho, validate_args=False).log_prob(loc.square())
-
-
-def sample(loc, scale, rho):
-    return AR1Normal(loc, scale, rho, validate_args=False).rsample().sum()
-
-
-loc, scale, rho = torch.linspace(-1, 1, 15).reshape(3, 5), torch.rand(3) + 0.5, torch.tensor([-0.5, 0.0, 0.5])
-for function in (
-    torch.vmap(log_prob),
-    torch.vmap(sample, randomness="different"),
-    torch.vmap(torch.func.grad(log_prob)),
-    lambda *x: torch.func.jvp(lambda *y: torch.vmap(log_prob)(*y), x, x)[1],
-):
-    torch.manual_seed(0)
-    expected = function(loc, scale, rho)
-    assert expected.abs().min() > 0
-    torch.manual_seed(0)
-    got = torch.compile(function, fullgraph=True, backend="aot_eager")(loc, scale, rho)
-    torch.testing.assert_close(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
-print("compared")
-"""
-
-
-def test_compiled_transformations():
-    run_from_a_cold_start(TRANSFORMED)
+    run_from_a_cold_start(COMPILED + TRANSFORMED, groups)
 
 
 @each_quantity
