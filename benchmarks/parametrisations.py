@@ -1,0 +1,219 @@
+"""Parametrisations of the posteriors' covariances, compared on validation images: the same families, or families one
+within the other, whose linear units mean other things. The VAE is the study's vanilla one, trained by the project's own
+`fit`; the number is the least validation negative ELBO of the epochs, in nats per image.
+
+    python benchmarks/parametrisations.py [--forms full-rows ...] [--dataset mnist ...] [--latent-dim 20] [--seeds 3]
+        [--epochs 15] [--data-root data] [--out runs/parametrisations.jsonl]
+
+Each run that is done is a line of the file, and is not done again; the table is of what the file holds.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from common import print_table
+from torch import Tensor, nn
+
+from ar1_dist import AR1Normal
+from vae_models import VAE, Config, fit, load
+from vae_models.model.posteriors import POSTERIORS
+
+
+def _linear(num_features: int, size: int, *, random: bool = False) -> nn.Linear:
+    layer = nn.Linear(num_features, size)
+    nn.init.zeros_(layer.bias)
+    if random:
+        nn.init.xavier_uniform_(layer.weight)
+    else:
+        nn.init.zeros_(layer.weight)
+    return layer
+
+
+class Triangular(nn.Module):
+    """A normal by a Cholesky factor that is made of scales s and a strictly lower triangular matrix O, banded if an
+    order is given."""
+
+    places: Tensor
+
+    def __init__(self, num_features: int, d: int, form: Callable[[Tensor, Tensor], Tensor], order: int | None) -> None:
+        super().__init__()
+        rows, columns = torch.tril_indices(d, d, -1)
+        kept = rows - columns <= (order or d)
+        self.register_buffer("places", torch.stack([rows[kept], columns[kept]]), persistent=False)
+        self.loc = _linear(num_features, d, random=True)
+        self.log_variance, self.below = _linear(num_features, d), _linear(num_features, int(kept.sum()))
+        self.form = form
+
+    def forward(self, features: Tensor) -> dist.TorchDistribution:
+        scale = (0.5 * self.log_variance(features)).exp()
+        below = scale.new_zeros(*scale.shape, scale.shape[-1])
+        below[..., self.places[0], self.places[1]] = self.below(features)
+        return dist.MultivariateNormal(self.loc(features), scale_tril=self.form(scale, below), validate_args=False)
+
+
+def _unit(below: Tensor) -> Tensor:
+    return below + torch.eye(below.shape[-1])
+
+
+def _normalised(scale: Tensor, below: Tensor) -> Tensor:
+    factor = _unit(below)
+    return (scale / factor.square().sum(-1).sqrt()).unsqueeze(-1) * factor
+
+
+def _autoregressive(scale: Tensor, below: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(_unit(-below), torch.diag_embed(scale), upper=False, unitriangular=True)
+
+
+class LowRank(nn.Module):
+    """Of rank 1 or more; relative is diag(s) (I + F F') diag(s)."""
+
+    def __init__(self, num_features: int, d: int, rank: int, relative: bool, gain: float = 1.0) -> None:
+        super().__init__()
+        self.loc, self.log_variance = _linear(num_features, d, random=True), _linear(num_features, d)
+        self.factor, self.shape, self.relative = _linear(num_features, d * rank, random=True), (d, rank), relative
+        with torch.no_grad():
+            self.factor.weight *= gain
+
+    def forward(self, features: Tensor) -> dist.TorchDistribution:
+        factor, scale = self.factor(features).unflatten(-1, self.shape), (0.5 * self.log_variance(features)).exp()
+        if self.relative:
+            factor = scale.unsqueeze(-1) * factor
+        return dist.LowRankMultivariateNormal(self.loc(features), factor, scale.square(), validate_args=False)
+
+
+class Innovations(nn.Module):
+    """A chain by its coefficients and the scales of its innovations, each relative to its own coordinate; shared ones
+    are those of a stationary chain, as ar1's are."""
+
+    def __init__(self, num_features: int, d: int, shared: bool) -> None:
+        super().__init__()
+        self.loc, self.log_variance = _linear(num_features, d, random=True), _linear(num_features, 1 if shared else d)
+        self.coefficient, self.shared = _linear(num_features, 1 if shared else d - 1), shared
+
+    def forward(self, features: Tensor) -> AR1Normal:
+        loc, noise, c = self.loc(features), (0.5 * self.log_variance(features)).exp(), self.coefficient(features)
+        if self.shared:  # of variance noise^2/(1 - rho^2), with rho = c/sqrt(1 + c^2)
+            return AR1Normal(loc, noise * (1 + c.square()).sqrt(), atanh_rho=c.asinh(), validate_args=False)
+        return AR1Normal.from_transitions(loc, c, noise[..., 1:], noise[..., :1], validate_args=False)
+
+
+class Mixed(nn.Module):
+    """Multiplies by a fixed random rotation before the decoder."""
+
+    rotation: Tensor
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        rotation, _ = torch.linalg.qr(torch.randn(d, d, generator=generator))
+        self.register_buffer("rotation", rotation)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z @ self.rotation
+
+
+def _triangular(form: Callable[[Tensor, Tensor], Tensor], order: int | None = None) -> Callable[[int, int], nn.Module]:
+    return lambda num_features, latent_dim: Triangular(num_features, latent_dim, form, order)
+
+
+def _low_rank(rank: int, relative: bool, gain: float = 1.0) -> Callable[[int, int], nn.Module]:
+    return lambda num_features, latent_dim: LowRank(num_features, latent_dim, rank, relative, gain)
+
+
+FORMS: dict[str, Callable[[int, int], nn.Module]] = {
+    "diagonal": POSTERIORS["diagonal"],
+    "full, diag(s) + O": _triangular(lambda s, o: torch.diag_embed(s) + o),
+    "full, rows: diag(s) (I + O)": _triangular(lambda s, o: s.unsqueeze(-1) * _unit(o)),
+    "full, columns: (I + O) diag(s)": _triangular(lambda s, o: _unit(o) * s.unsqueeze(-2)),
+    "full, autoregressive: (I - O)^-1 diag(s)": _triangular(_autoregressive),
+    "full, rows normalised": _triangular(_normalised),
+    "low_rank 1, W W' + diag(s)^2": _low_rank(1, relative=False),
+    "low_rank 1, relative": _low_rank(1, relative=True),
+    "low_rank 1, relative, small start": _low_rank(1, relative=True, gain=0.1),
+    "banded 3, autoregressive": _triangular(_autoregressive, 3),
+    "banded 1, autoregressive": _triangular(_autoregressive, 1),
+    "markov": POSTERIORS["markov"],
+    "markov, coefficient and innovations": lambda features, d: Innovations(features, d, shared=False),
+    "ar1": POSTERIORS["ar1"],
+    "ar1, coefficient and innovations": lambda features, d: Innovations(features, d, shared=True),
+    "markov, rotated before the decoder": POSTERIORS["markov"],
+    "ar1, rotated before the decoder": POSTERIORS["ar1"],
+}
+
+
+def run(form: str, dataset: str, latent_dim: int, seed: int, epochs: int, data_root: str) -> dict[str, Any]:
+    """Train one VAE, and give its validation losses."""
+    images = load(dataset, data_root, seed=seed)
+    POSTERIORS["of the benchmark"] = FORMS[form]
+    config = Config(
+        dataset=dataset, posterior="of the benchmark", latent_dim=latent_dim, seed=seed, epochs=epochs, batch_size=128
+    )
+    torch.manual_seed(seed)
+    vae = VAE.build(tuple(images.train.shape[1:]), **config.vae_arguments())  # type: ignore[arg-type]
+    if "rotated" in form:
+        vae.decoder = nn.Sequential(Mixed(latent_dim), vae.decoder)
+    history = fit(vae, images, config, accelerator="cpu", enable_progress_bar=False)
+    losses = history.column("validation_negative_elbo")
+    key = {"form": form, "dataset": dataset, "latent_dim": latent_dim, "seed": seed, "epochs": epochs}
+    return key | {"losses": losses}
+
+
+def rows(done: list[dict[str, Any]], epochs: int) -> Iterator[list[Any]]:
+    """Means over seeds, and the differences from diagonal's with their standard errors."""
+    best = {
+        (each["form"], each["dataset"], each["latent_dim"], each["seed"]): min(each["losses"])
+        for each in done
+        if each["epochs"] == epochs
+    }
+    for dataset, latent_dim in sorted({key[1:3] for key in best}, key=str, reverse=True):
+        for form in FORMS:
+            seeds = [key[3] for key in best if key[:3] == (form, dataset, latent_dim)]
+            if not seeds:
+                continue
+            losses = [best[form, dataset, latent_dim, seed] for seed in seeds]
+            base = [best.get(("diagonal", dataset, latent_dim, seed), math.nan) for seed in seeds]
+            differences = [loss - other for loss, other in zip(losses, base, strict=True)]
+            error = statistics.stdev(differences) / math.sqrt(len(seeds)) if len(seeds) > 1 else math.nan
+            mean, difference = statistics.mean(losses), statistics.mean(differences)
+            yield [dataset, str(latent_dim), form, str(len(seeds)), f"{mean:.2f}", f"{difference:+.2f} ± {error:.2f}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--forms", nargs="*", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--dataset", nargs="*", default=["mnist", "fashion-mnist"])
+    parser.add_argument("--latent-dim", type=int, default=20)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--data-root", default="data")
+    parser.add_argument("--out", type=Path, default=Path("runs/parametrisations.jsonl"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    for seed in options.seeds:
+        for dataset in options.dataset:
+            for form in options.forms:
+                key = {"form": form, "dataset": dataset, "latent_dim": options.latent_dim, "seed": seed}
+                key["epochs"] = options.epochs
+                if any(all(each[name] == value for name, value in key.items()) for each in done):
+                    continue
+                done.append(run(**key, data_root=options.data_root))
+                with options.out.open("a") as file:
+                    print(json.dumps(done[-1]), file=file)
+    print_table(
+        f"Validation negative ELBO, at best of {options.epochs} epochs",
+        ["data set", "latents", "covariance", "seeds", "nats per image", "less diagonal"],
+        list(rows(done, options.epochs)),
+    )
+
+
+if __name__ == "__main__":
+    main()
