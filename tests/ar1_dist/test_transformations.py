@@ -423,37 +423,38 @@ import ar1_dist
 import pyro.distributions
 from torch.distributions import kl_divergence
 
+LIBRARIES = {None: torch.distributions, "torch": torch.distributions, "pyro": pyro.distributions}
 
-def objective(loc, scale, atanh_rho, every_pair):
+
+def objective(loc, scale, atanh_rho, library):
+    # Of a library whose every pair is compared, or of none.
     q = ar1_dist.AR1Normal(loc, scale, atanh_rho=atanh_rho, validate_args=False)
     z = q.rsample()
-    result = [z, q.log_prob(z)]
-    for library in (torch.distributions, pyro.distributions) if every_pair else (torch.distributions,):
-        normal = library.Normal(loc.sin(), scale.expand(loc.shape) + 0.5, validate_args=False)
-        independent = library.Independent(normal, 1, validate_args=False)
-        result.append(kl_divergence(q, independent))
-        if every_pair:
-            dense = library.MultivariateNormal(loc.cos(), scale_tril=torch.eye(loc.shape[-1]), validate_args=False)
-            factor, diagonal = torch.stack([loc.sin(), loc.cos()], -1), loc.square() + 1
-            low_rank = library.LowRankMultivariateNormal(loc, factor, diagonal, validate_args=False)
-            result.append(kl_divergence(independent, q))
-            for p in (dense, low_rank):
-                result += [kl_divergence(q, p), kl_divergence(p, q), kl_divergence(p, independent)]
-    if every_pair:
+    other = LIBRARIES[library]
+    normal = other.Normal(loc.sin(), scale.expand(loc.shape) + 0.5, validate_args=False)
+    independent = other.Independent(normal, 1, validate_args=False)
+    result = [z, q.log_prob(z), kl_divergence(q, independent)]
+    if library:
+        dense = other.MultivariateNormal(loc.cos(), scale_tril=torch.eye(loc.shape[-1]), validate_args=False)
+        factor, diagonal = torch.stack([loc.sin(), loc.cos()], -1), loc.square() + 1
+        low_rank = other.LowRankMultivariateNormal(loc, factor, diagonal, validate_args=False)
+        result.append(kl_divergence(independent, q))
+        for p in (dense, low_rank):
+            result += [kl_divergence(q, p), kl_divergence(p, q), kl_divergence(p, independent)]
         p = ar1_dist.AR1Normal(loc.cos(), 2 * scale, atanh_rho=-atanh_rho, validate_args=False)
         standard = pyro.distributions.Normal(torch.zeros_like(loc), 1.0, validate_args=False).to_event(1)
         result += [kl_divergence(q, p), kl_divergence(q, standard), q.entropy(), q.log_prob(2 * loc)]
     return tuple(result)
 
 
-def differentiated(function, parameters, every_pair):
+def differentiated(function, parameters, library):
     torch.manual_seed(0)
-    outputs = function(*parameters, every_pair)
+    outputs = function(*parameters, library)
     total = sum((output * torch.linspace(0.5, 1.5, output.numel()).reshape(output.shape)).sum() for output in outputs)
     return outputs, torch.autograd.grad(total, parameters)
 
 
-def compare(compiled, every_pair, batch, d, shared):
+def compare(compiled, library, batch, d, shared):
     generator = torch.Generator().manual_seed(0)
     parameters = [
         torch.randn(batch, d, generator=generator),
@@ -463,18 +464,18 @@ def compare(compiled, every_pair, batch, d, shared):
     for parameter in parameters:
         parameter.requires_grad_()
     # Compiled first, so that nothing has been looked up but at import.
-    got = differentiated(compiled, parameters, every_pair)
-    expected = differentiated(objective, parameters, every_pair)
+    got = differentiated(compiled, parameters, library)
+    expected = differentiated(objective, parameters, library)
     for ours, theirs in zip(got, expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-for backend, every_pair, cases in groups:
+for backend, library, cases in groups:
     torch.compiler.reset()
     compiled = torch.compile(objective, fullgraph=True, backend=backend)
     for case in cases:
-        compare(compiled, every_pair, *case)
+        compare(compiled, library, *case)
 """
 
 
@@ -519,12 +520,13 @@ def run_from_a_cold_start(script: str, *arguments) -> None:
 @pytest.mark.slow
 def test_compiled_from_a_cold_start():
     groups = [
-        ("aot_eager", True, [(3, 7, False)]),
+        ("aot_eager", "torch", [(3, 7, False)]),
+        ("eager", "pyro", [(3, 7, False)]),  # the same arithmetic, looked up for other types
         # Shared parameters, one coordinate, and batches and dimensions that torch takes as dynamic.
-        ("aot_eager", False, [(3, 7, True), (5, 7, True), (2, 1, True), (4, 9, False)]),
+        ("aot_eager", None, [(3, 7, True), (5, 7, True), (2, 1, True), (4, 9, False)]),
     ]
     if any(map(shutil.which, ("g++", "clang++"))):
-        groups.append(("inductor", False, [(3, 7, False)]))
+        groups.append(("inductor", None, [(3, 7, False)]))
     run_from_a_cold_start(COMPILED + TRANSFORMED, groups)
 
 

@@ -5,15 +5,29 @@ from threading import Event, Thread
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from vae_models.data.loading import Images, load
 from vae_models.model.vae import VAE
+from vae_models.results import figures
 from vae_models.training.locks import locked
 
 
 @pytest.fixture(scope="session")
 def digits() -> Images:
     return load("digits")
+
+
+@pytest.fixture(scope="module")
+def blank_pictures():
+    """Figures are made, and written as one small picture: drawing takes longer than training on digits. Gives what
+    draws."""
+    draw = figures.png
+    blank = draw(Figure(figsize=(1, 1)), dpi=10)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("vae_models.results.figures", "vae_models.study.report"):
+            patch.setattr(f"{module}.png", lambda *_, **__: blank)
+        yield draw
 
 
 @pytest.fixture

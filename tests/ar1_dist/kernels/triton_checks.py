@@ -2,6 +2,7 @@
 the CPU where TRITON_INTERPRET=1 is set, else compiled on a CUDA device. The blocks are small, so that few places cross
 many boundaries: the interpreter takes a tenth of a millisecond for each place of a scan."""
 
+import itertools
 import os
 
 import pytest
@@ -67,10 +68,10 @@ def test_recurrence(d, plan, shared, reverse):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("chunks", [1, 3])
-@pytest.mark.parametrize("d", [2047, 2049])  # of blocks of 512
+@pytest.mark.parametrize("d", [511, 513])  # of blocks of 128
 def test_recurrence_in_float32(d, chunks, reverse):
     a, x = uniform(1, d - 1, dtype=torch.float32), normal(1, d, dtype=torch.float32)
-    got = recurrence_of_rows(a, x, reverse=reverse, plan=Plan(1, 512, chunks))
+    got = recurrence_of_rows(a, x, reverse=reverse, plan=Plan(1, 128, chunks))
     assert_close(got, linear_recurrence(a, x, reverse=reverse), torch.float32)
 
 
@@ -127,10 +128,19 @@ def colour(loc, scale, correlation, noise, atanh):
     return loc + scale * u, u
 
 
-@pytest.mark.parametrize("atanh", [False, True])
-@pytest.mark.parametrize("shared_rho", [False, True])
-@pytest.mark.parametrize("shared_scale", [False, True])
-@pytest.mark.parametrize(("d", "plan"), [(1, PLANS[0]), (2, PLANS[1]), *((34, plan) for plan in PLANS)], ids=str)
+ALL_FLAGS = list(itertools.product([False, True], repeat=3))
+
+
+# Every combination in chunks of several blocks; the other ways to cut meet shared and separate parameters.
+@pytest.mark.parametrize(
+    ("d", "plan", "shared_scale", "shared_rho", "atanh"),
+    [
+        *((34, PLANS[2], *flags) for flags in ALL_FLAGS),
+        *((d, plan, *flags) for d, plan in [(1, PLANS[0]), (2, PLANS[1])] for flags in ALL_FLAGS[1::5]),
+        *((34, plan, *flags) for plan in PLANS if plan != PLANS[2] for flags in ALL_FLAGS[1::5]),
+    ],
+    ids=str,
+)
 def test_chain(d, plan, shared_scale, shared_rho, atanh):
     check_chain(2 * plan.rows, parameters(d, shared_scale, shared_rho, atanh, plan.rows), atanh, plan)
 

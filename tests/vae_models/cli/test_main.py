@@ -30,6 +30,8 @@ PICTURES = ["correlations.png", "curves.png", "reconstructions.png", "samples.pn
 RUN = ["best.ckpt", "config.json", "data.json", "interpolations.png", "last.ckpt", "metrics.csv", "metrics.json"]
 RUN = sorted([*RUN, "model.safetensors", "report.html", "traversals.png", *PICTURES])
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")  # in this process; the comparison and the samples are looked at
+
 
 def run(*arguments, cwd, **environment):
     """The command as a user runs it, piped."""
@@ -41,6 +43,19 @@ def run(*arguments, cwd, **environment):
         text=True,
         timeout=120,
     )
+
+
+def called(*arguments, cwd, encoding="utf-8"):
+    """The command, called in this process; what it prints goes to files of that encoding."""
+    out, error = (io.TextIOWrapper(io.BytesIO(), encoding, newline="") for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        patch.chdir(cwd)
+        code = main([*map(str, arguments)])
+    printed = []
+    for stream in (out, error):
+        stream.seek(0)
+        printed.append(stream.read())
+    return subprocess.CompletedProcess(arguments, code, *printed)
 
 
 def one_line(text: str) -> str:
@@ -60,15 +75,16 @@ def hashes(folder) -> dict:
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory):
-    """The default posteriors and data set, quickly; all output goes to pipes, which take ASCII alone."""
+    """The default posteriors and data set, quickly; all output goes to pipes, which take ASCII alone. What a notebook's
+    kernel exports does not matter."""
     folder = tmp_path_factory.mktemp("comparison")
-    return folder, run("compare", *QUICK, cwd=folder, PYTHONIOENCODING="ascii")
+    return folder, run("compare", *QUICK, cwd=folder, PYTHONIOENCODING="ascii", MPLBACKEND="module://no.such_backend")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, blank_pictures):
     folder = tmp_path_factory.mktemp("trained")
-    return folder, run("train", *QUICK, "--posterior", "low_rank", "--rank", "2", cwd=folder)
+    return folder, called("train", *QUICK, "--posterior", "low_rank", "--rank", "2", cwd=folder)
 
 
 # --- compare ---
@@ -227,10 +243,10 @@ def test_finished_run_is_kept(trained, capsys, monkeypatch):
 
 
 def test_finished_run_is_trained_for_more_epochs(trained, tmp_path, capsys, monkeypatch):
-    """With nothing but their number said again. What a notebook's kernel exports does not matter."""
+    """With nothing but their number said again."""
     shutil.copytree(trained[0], tmp_path / "longer")
     monkeypatch.chdir(tmp_path / "longer")
-    result = run("train", "--resume", "--epochs", "3", cwd=tmp_path / "longer", MPLBACKEND="module://no.such_backend")
+    result = called("train", "--resume", "--epochs", "3", cwd=tmp_path / "longer")
     assert result.returncode == 0, result.stderr
     out = tmp_path / "longer" / "runs" / "train"
     assert contents(out) == RUN
@@ -278,17 +294,16 @@ OF_A_FOLDER = [*QUICK, "--dataset", "folder", "--data-root", ".", "--posterior",
 
 
 @pytest.fixture(scope="module")
-def of_a_folder(tmp_path_factory):
+def of_a_folder(tmp_path_factory, blank_pictures):
     """A comparison on the images in the very folder in which the command is called, which has twenty of them."""
     folder = tmp_path_factory.mktemp("of_a_folder")
     for i, digit in enumerate(load("digits").test[:20, 0]):
         Image.fromarray((255 * digit).byte().numpy()).save(folder / f"{i:02}.png")
     copy = folder / "copy.png"
     copy.write_bytes((folder / "00.png").read_bytes())
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
-        patch.chdir(folder)
-        assert main(["compare", *OF_A_FOLDER]) == 0
-    return folder, said.getvalue()
+    result = called("compare", *OF_A_FOLDER, cwd=folder)
+    assert result.returncode == 0
+    return folder, result.stderr
 
 
 def test_pictures_of_runs_are_not_trained_on(of_a_folder, capsys, monkeypatch):
@@ -387,7 +402,8 @@ def test_a_run_downloads_nothing_to_where_it_says(trained, tmp_path, capsys):
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_sample(trained, tmp_path, capsys, monkeypatch):
+def test_sample(trained, tmp_path, capsys, monkeypatch, blank_pictures):
+    monkeypatch.setattr("vae_models.results.figures.png", blank_pictures)
     folder, _ = trained
     monkeypatch.chdir(tmp_path)
     command = ["sample", str(folder / "runs" / "train"), "--num", "10"]
@@ -441,10 +457,10 @@ def test_rank_needs_one_of_the_posteriors(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def of_two_ranks(tmp_path_factory):
+def of_two_ranks(tmp_path_factory, blank_pictures):
     folder = tmp_path_factory.mktemp("of_two_ranks")
     posteriors = ["--posterior", "low_rank:rank=2", "--posterior", "low_rank", "--posterior", "ar1:per_pair=true"]
-    return folder, run("compare", *QUICK, *posteriors, "--rank", "3", "--out", "out", cwd=folder)
+    return folder, called("compare", *QUICK, *posteriors, "--rank", "3", "--out", "out", cwd=folder)
 
 
 LABELS = {
@@ -683,7 +699,7 @@ def test_names_that_no_terminal_can_print(tmp_path):
     """A name of bytes that are no UTF-8, for the data and for the run, and a terminal of ASCII alone."""
     name = os.fsdecode(b"d\xff\xfc\xe9")
     out = f"{name}ρ"
-    result = run("train", *QUICK, "--data-root", name, "--out", out, cwd=tmp_path, PYTHONIOENCODING="ascii")
+    result = called("train", *QUICK, "--data-root", name, "--out", out, cwd=tmp_path, encoding="ascii")
     assert result.returncode == 0, result.stderr
     assert contents(tmp_path / out) == RUN
     assert main(["train", "--resume", "--out", str(tmp_path / out), "--epochs", "3"]) == 0

@@ -16,7 +16,7 @@ ROWS = records.read_runs(STUDY)
 EPOCHS = records.read_epochs(STUDY)
 
 
-def test_tables_are_those_of_the_rows(tmp_path):
+def test_tables_are_those_of_the_rows(tmp_path, blank_pictures):
     for name in ("runs.csv", "epochs.csv"):
         (tmp_path / name).write_bytes((STUDY / name).read_bytes())
     write_report(tmp_path)

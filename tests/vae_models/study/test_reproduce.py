@@ -1,13 +1,12 @@
 """The command ``reproduce``: a study of a few short runs on digits, from the first to the report."""
 
-import os
-import subprocess
-import sys
+import signal
 
 import pytest
 from PIL import Image
 
 from vae_models.cli.main import main
+from vae_models.results import evaluation
 from vae_models.study import records
 from vae_models.study.plan import PARTS
 
@@ -141,36 +140,20 @@ def test_train_leaves_a_run_of_the_study_alone(tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()} == before
 
 
-INTERRUPTED = """
-import signal, sys
-from vae_models.results import evaluation
-from vae_models.cli.main import main
-evaluate, calls = evaluation.evaluate, []
-def interrupted(*arguments, **options):
-    calls.append(1)
-    if len(calls) == 2:
-        signal.raise_signal(signal.SIGINT)
-    return evaluate(*arguments, **options)
-evaluation.evaluate = interrupted
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(main())
-"""
+def test_ctrl_c_keeps_what_is_finished(tmp_path, capsys, monkeypatch):
+    evaluate, calls = evaluation.evaluate, []
 
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(*arguments, **options)
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-def test_ctrl_c_keeps_what_is_finished(tmp_path):
-    arguments = ["reproduce", "--only", "ablation", *SMALL, "--out", "study"]
-    result = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 130, result.stderr
-    assert result.stderr.splitlines()[-1].startswith("vae-models: interrupted; what is finished is kept")
-    assert "Traceback" not in result.stderr
+    monkeypatch.setattr(evaluation, "evaluate", interrupted)
+    assert main(["reproduce", "--only", "ablation", *SMALL, "--out", str(tmp_path / "study")]) == 130
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("vae-models: interrupted; what is finished is kept")
+    assert "Traceback" not in error
     first, second = "vanilla_digits_ar1-rho-zero_d10_e2_s0", "vanilla_digits_ar1-per-pair_d10_e2_s0"
     assert records.finished(tmp_path / "study") == {first}
     assert (tmp_path / "study" / "runs" / second / "model.safetensors").exists()

@@ -728,14 +728,14 @@ def _run_killed(tmp_path: Path, script: str, *arguments: str) -> str:
 @pytest.mark.parametrize("name", FULL)
 def test_killed_at_random_moments(name, tmp_path, plain_path):
     """Eight times, before a run starts and in its course, or at its end, after which the next one starts."""
-    config = dataclasses.replace(FULL[name], epochs=12)
+    config = dataclasses.replace(FULL[name], epochs=8)
     finished(tmp_path / "whole", config)
     out = _run_killed(
         tmp_path,
         """
 import dataclasses
 from pathlib import Path
-config, folder = dataclasses.replace(test_runs.FULL[sys.argv[2]], epochs=12), Path(sys.argv[1], "run-0")
+config, folder = dataclasses.replace(test_runs.FULL[sys.argv[2]], epochs=8), Path(sys.argv[1], "run-0")
 start = time.perf_counter()
 assert attempt(Path(sys.argv[1], "alone"), config)
 duration = time.perf_counter() - start
@@ -762,16 +762,20 @@ print(kills, len(epochs), runs)
 
 @pytest.mark.slow
 def test_killed_around_every_write(tmp_path, plain_path):
-    finished(tmp_path / "whole")
+    """Of two epochs: the second one's files replace the first one's."""
+    config = dataclasses.replace(SMALL, epochs=2)
+    finished(tmp_path / "whole", config)
     out = _run_killed(
         tmp_path,
         """
+import dataclasses
 from pathlib import Path
+config = dataclasses.replace(test_runs.SMALL, epochs=2)
 for half in range(1, 100):
     folder = Path(sys.argv[1], str(half))
-    if attempt(folder, test_runs.SMALL, write=half / 2):
+    if attempt(folder, config, write=half / 2):
         break
-    while not attempt(folder, test_runs.SMALL):
+    while not attempt(folder, config):
         pass
 print(half)
 """,
