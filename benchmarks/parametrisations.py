@@ -71,6 +71,10 @@ def _autoregressive(scale: Tensor, below: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(_unit(-below), torch.diag_embed(scale), upper=False, unitriangular=True)
 
 
+def _autoregressive_in_scale(scale: Tensor, below: Tensor) -> Tensor:
+    return scale.unsqueeze(-1) * _autoregressive(torch.ones_like(scale), below)
+
+
 class LowRank(nn.Module):
     """Of rank 1 or more; relative is diag(s) (I + F F') diag(s)."""
 
@@ -133,11 +137,13 @@ FORMS: dict[str, Callable[[int, int], nn.Module]] = {
     "full, rows: diag(s) (I + O)": _triangular(lambda s, o: s.unsqueeze(-1) * _unit(o)),
     "full, columns: (I + O) diag(s)": _triangular(lambda s, o: _unit(o) * s.unsqueeze(-2)),
     "full, autoregressive: (I - O)^-1 diag(s)": _triangular(_autoregressive),
+    "full, autoregressive in its own scale: diag(s) (I - O)^-1": _triangular(_autoregressive_in_scale),
     "full, rows normalised": _triangular(_normalised),
     "low_rank 1, W W' + diag(s)^2": _low_rank(1, relative=False),
     "low_rank 1, relative": _low_rank(1, relative=True),
     "low_rank 1, relative, small start": _low_rank(1, relative=True, gain=0.1),
     "banded 3, autoregressive": _triangular(_autoregressive, 3),
+    "banded 3, autoregressive in its own scale": _triangular(_autoregressive_in_scale, 3),
     "banded 1, autoregressive": _triangular(_autoregressive, 1),
     "markov": POSTERIORS["markov"],
     "markov, coefficient and innovations": lambda features, d: Innovations(features, d, shared=False),

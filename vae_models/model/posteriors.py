@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ar1_dist import AR1Normal
 
-__all__ = ["AR1", "POSTERIORS", "Diagonal", "Full", "LowRank", "Markov"]
+__all__ = ["AR1", "POSTERIORS", "Banded", "Diagonal", "Full", "LowRank", "Markov"]
 
 
 class Diagonal(nn.Module):
@@ -105,8 +105,8 @@ class Markov(nn.Module):
 
 
 class LowRank(nn.Module):
-    r"""Covariance :math:`W W^\top + \operatorname{diag}(e^v)` with W of d rows and ``rank`` columns: factor analysis of
-    the posterior.
+    r"""Covariance :math:`D (I + F F^\top) D` with D the diagonal matrix of :math:`e^{v/2}` and F of d rows and ``rank``
+    columns: factor analysis of the posterior, each coordinate in its own scale.
 
     Example:
 
@@ -132,14 +132,65 @@ class LowRank(nn.Module):
         self.shape = (latent_dim, rank)
 
     def forward(self, features: Tensor) -> TorchDistributionMixin:
-        factor = self.factor(features).unflatten(-1, self.shape)
-        variance = self.log_variance(features).exp()
-        return dist.LowRankMultivariateNormal(self.loc(features), factor, variance, validate_args=False)
+        scale = (0.5 * self.log_variance(features)).exp()
+        factor = scale.unsqueeze(-1) * self.factor(features).unflatten(-1, self.shape)
+        return dist.LowRankMultivariateNormal(self.loc(features), factor, scale.square(), validate_args=False)
+
+
+class Banded(nn.Module):
+    r"""A normal in which each coordinate depends on the ``order`` ones before it, and on those alone:
+
+    .. math::
+
+        z_t = \mathrm{loc}_t + e^{v_t/2} u_t, \qquad
+        u_t = \sum_{j=1}^{\min(p, t - 1)} \varphi_{t,j} u_{t-j} + \epsilon_t, \qquad \epsilon_t \sim \mathcal{N}(0, 1),
+
+    antedependence of order p (Gabriel, *Ante-dependence analysis of an ordered set of variables*, 1962): an
+    autoregression with coefficients of its own for each coordinate, whose precision has p bands below the diagonal and
+    p above (Pourahmadi, *Joint mean-covariance models*, 1999, by its modified Cholesky factor). The family is that of
+    ``markov`` for p = 1 and of ``full`` for p = d - 1.
+
+    Example:
+
+        >>> Banded(num_features=8, latent_dim=5, order=2)(torch.randn(2, 8)).scale_tril.shape
+        torch.Size([2, 5, 5])
+
+    Args:
+        num_features (int): size of the features.
+        latent_dim (int): d.
+        order (int): p; d - 1 if it is more than that.
+
+    Raises:
+        ValueError: if ``order`` is less than 1.
+
+    Note:
+        The factor is the dense inverse of a triangular matrix of d rows: for d of tens.
+    """
+
+    places: Tensor
+
+    def __init__(self, num_features: int, latent_dim: int, order: int = 3) -> None:
+        if order < 1:
+            raise ValueError(f"order must be at least 1, got {order}")
+        super().__init__()
+        places = _below(latent_dim, order)
+        self.loc = _linear(num_features, latent_dim)
+        self.log_variance = _linear(num_features, latent_dim, zero=True)
+        self.coefficients = _linear(num_features, max(places.shape[1], 1), zero=True)
+        self.register_buffer("places", places, persistent=False)
+
+    def forward(self, features: Tensor) -> TorchDistributionMixin:
+        scale = (0.5 * self.log_variance(features)).exp()
+        whitening = _unit_lower(-self.coefficients(features), self.places, scale.shape[-1])
+        identity = torch.eye(scale.shape[-1], dtype=scale.dtype, device=scale.device)
+        factor = torch.linalg.solve_triangular(whitening, identity, upper=False, unitriangular=True)
+        scale_tril = scale.unsqueeze(-1) * factor
+        return dist.MultivariateNormal(self.loc(features), scale_tril=scale_tril, validate_args=False)
 
 
 class Full(nn.Module):
-    """Any covariance, by its lower Cholesky factor: a scale per coordinate on the diagonal and a linear unit for each
-    entry below it.
+    r"""Any covariance, by its lower Cholesky factor :math:`D (I + O)`: D is the diagonal matrix of :math:`e^{v/2}`, and
+    O has a linear unit for each entry below the diagonal.
 
     Example:
 
@@ -153,21 +204,36 @@ class Full(nn.Module):
         latent_dim (int): d.
     """
 
-    below: Tensor
+    places: Tensor
 
     def __init__(self, num_features: int, latent_dim: int) -> None:
         super().__init__()
+        places = _below(latent_dim)
         self.loc = _linear(num_features, latent_dim)
         self.log_variance = _linear(num_features, latent_dim, zero=True)
-        # With one latent there is nothing below the diagonal, but torch's layers have no zero outputs.
-        self.off_diagonal = _linear(num_features, max(latent_dim * (latent_dim - 1) // 2, 1), zero=True)
-        self.register_buffer("below", torch.tril_indices(latent_dim, latent_dim, -1), persistent=False)
+        self.off_diagonal = _linear(num_features, max(places.shape[1], 1), zero=True)
+        self.register_buffer("places", places, persistent=False)
 
     def forward(self, features: Tensor) -> TorchDistributionMixin:
-        scale_tril = torch.diag_embed((0.5 * self.log_variance(features)).exp())
-        rows, columns = self.below
-        scale_tril[..., rows, columns] = self.off_diagonal(features)[..., : len(rows)].to(scale_tril.dtype)
+        scale = (0.5 * self.log_variance(features)).exp()
+        scale_tril = scale.unsqueeze(-1) * _unit_lower(self.off_diagonal(features), self.places, scale.shape[-1])
         return dist.MultivariateNormal(self.loc(features), scale_tril=scale_tril, validate_args=False)
+
+
+def _below(d: int, order: int | None = None) -> Tensor:
+    """Rows and columns of the places below the diagonal, of the first ``order`` bands if that is given."""
+    rows, columns = torch.tril_indices(d, d, -1)
+    kept = rows - columns <= (order or d)
+    return torch.stack([rows[kept], columns[kept]])
+
+
+def _unit_lower(values: Tensor, places: Tensor, d: int) -> Tensor:
+    """Triangular matrices of ones on the diagonal and these values at these places below it. With one latent there are
+    no places, but a value, for torch's layers have no zero outputs."""
+    matrix = torch.diag_embed(values.new_ones(*values.shape[:-1], d))
+    rows, columns = places
+    matrix[..., rows, columns] = values[..., : len(rows)]
+    return matrix
 
 
 def _linear(num_features: int, size: int, *, zero: bool = False) -> nn.Linear:
@@ -186,6 +252,7 @@ POSTERIORS: dict[str, Callable[..., nn.Module]] = {
     "ar1": AR1,
     "markov": Markov,
     "low_rank": LowRank,
+    "banded": Banded,
     "full": Full,
 }
 """The posteriors by name. Each value makes a head from ``num_features``, ``latent_dim`` and the options of its class.

@@ -16,11 +16,12 @@ from pyro.params.param_store import param_with_module_name
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from vae_models.files import FileError, first_line, read_json, reason, write_json, write_whole
+from vae_models.files import FileError, first_line, reason, write_whole
 from vae_models.model.likelihoods import LIKELIHOODS, Bernoulli
 from vae_models.model.mmd import mmd
 from vae_models.model.networks import NETWORKS
 from vae_models.model.posteriors import POSTERIORS
+from vae_models.settings.config_file import read_config_file, write_config_file
 from vae_models.settings.objectives import Objective
 
 __all__ = ["VAE"]
@@ -127,8 +128,9 @@ class VAE(nn.Module):
                 layer, for all; ``channels``, the number of filters of each convolution, and ``batch_norm`` for those
                 that have them.
             posterior (str): one of :data:`vae_models.model.posteriors.POSTERIORS`.
-            posterior_options (mapping): further arguments of its class: ``rank`` of ``low_rank``; ``per_pair`` of
-                ``ar1``, for a correlation for each pair; ``shared_rho`` of ``markov``, for one for all.
+            posterior_options (mapping): further arguments of its class: ``rank`` of ``low_rank``; ``order`` of
+                ``banded``; ``per_pair`` of ``ar1``, for a correlation for each pair; ``shared_rho`` of ``markov``, for
+                one for all.
             likelihood (str): one of :data:`vae_models.model.likelihoods.LIKELIHOODS`.
             likelihood_options (mapping): further arguments of its class: ``scale`` of ``gaussian``, the standard
                 deviation of a pixel, and ``learn_scale``, whether it is trained.
@@ -185,7 +187,7 @@ class VAE(nn.Module):
             folder (Path or str): which.
 
         Raises:
-            FileError: if they can't be written.
+            FileError: if they can't be written, or the folder holds a VAE in another format.
             ValueError: if the VAE was not made by :meth:`build`.
         """
         from safetensors.torch import save
@@ -198,7 +200,7 @@ class VAE(nn.Module):
         except OSError as error:
             raise FileError(f"cannot make the folder {folder}: {reason(error)}") from error
         config = folder / "config.json"
-        write_json(config, {**(read_json(config) if config.exists() else {}), "vae": self.config})
+        write_config_file(config, {**(read_config_file(config) if config.exists() else {}), "vae": self.config})
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         write_whole(folder / "model.safetensors", save(state))
 
@@ -210,14 +212,15 @@ class VAE(nn.Module):
             folder (Path or str): which.
 
         Raises:
-            FileError: if a file is missing, damaged or belongs to another VAE; the message names it.
+            FileError: if a file is missing, damaged, in another format or belongs to another VAE; the message names
+                it.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         config_file, weights_file = Path(folder) / "config.json", Path(folder) / "model.safetensors"
         try:
-            config = dict(read_json(config_file)["vae"])
+            config = dict(read_config_file(config_file)["vae"])
             objective = Objective(**config.pop("objective"))
             vae = cls.build(config.pop("image_shape"), objective=objective, **config)
         except FileError:

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vae_models.files import FileError, read_json, reason, write_json
+from vae_models.files import FileError, read_json, reason
 from vae_models.settings.choices import Choice
 from vae_models.settings.config import Config
+from vae_models.settings.config_file import read_config_file, write_config_file
 
 __all__ = [
     "check_no_comparison",
@@ -56,7 +57,8 @@ def check_no_comparison(folder: Path) -> None:
 
 def write_comparison(folder: Path, configs: Mapping[str, Config]) -> None:
     """Write which runs are compared in a folder, by their labels."""
-    write_json(folder / "config.json", {_COMPARISON: {label: config.to_json() for label, config in configs.items()}})
+    settings = {label: config.to_json() for label, config in configs.items()}
+    write_config_file(folder / "config.json", {_COMPARISON: settings})
 
 
 def read_comparison(folder: Path) -> dict[str, Config]:
@@ -74,7 +76,7 @@ def read_runs(path: Path) -> dict[str, Config]:
     Raises:
         FileError: if it is missing, damaged or something else.
     """
-    value = read_json(path)
+    value = read_config_file(path)
     stored = value.get(_COMPARISON) if isinstance(value, dict) else None
     if not isinstance(stored, dict) or not stored or not all(isinstance(each, dict) for each in stored.values()):
         raise FileError(f"{path} does not hold a comparison")

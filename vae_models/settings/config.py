@@ -35,6 +35,12 @@ class PosteriorOptions:
     """The options of the posteriors, each of one: what is None if nothing is said is left to the posterior's class."""
 
     rank: int = setting(1, "Rank of the posterior low_rank.", min=1, goes_with=("posterior", "low_rank"))
+    order: int = setting(
+        3,
+        "In the posterior banded, how many latents before it each one depends on.",
+        min=1,
+        goes_with=("posterior", "banded"),
+    )
     per_pair: bool | None = setting(
         None, "A correlation for every pair of neighbours, in the posterior ar1.", goes_with=("posterior", "ar1")
     )
@@ -106,8 +112,8 @@ class Config:
     network_options: dict[str, Any] = group(NetworkOptions)
     posterior: str = setting(
         "ar1",
-        "diagonal, ar1, markov, low_rank or full.",
-        choices=("diagonal", "ar1", "markov", "low_rank", "full"),
+        "diagonal, ar1, markov, low_rank, banded or full.",
+        choices=("diagonal", "ar1", "markov", "low_rank", "banded", "full"),
     )
     posterior_options: dict[str, Any] = group(PosteriorOptions)
     likelihood: str = setting(

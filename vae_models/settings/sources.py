@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_models.files import FileError, read_json
+from vae_models.files import FileError
 from vae_models.settings.choices import Choice, options_of
 from vae_models.settings.comparisons import holds_comparison, read_runs
 from vae_models.settings.config import PRESETS, SETTINGS, Config
+from vae_models.settings.config_file import read_config_file
 from vae_models.settings.setting import Setting
 
 __all__ = ["make_configs", "read_settings"]
@@ -34,9 +35,9 @@ def read_settings(path: Path) -> dict[str, Values]:
         dict: from the names of posteriors, as in a comparison, to values. The name is empty if the file names none.
 
     Raises:
-        FileError: if it is missing or damaged, or a setting is unknown or of another type.
+        FileError: if it is missing, damaged or in another format, or a setting is unknown or of another type.
     """
-    value = read_json(path)
+    value = read_config_file(path)
     if holds_comparison(value):
         return {label: _values(path, config.to_json()) for label, config in read_runs(path).items()}
     if isinstance(value, dict) and "run" in value:

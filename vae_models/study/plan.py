@@ -45,6 +45,7 @@ class Variant:
             images; ``walk-sampled`` or ``rho-sampled``, ``walk`` or ``rho`` under the distribution that the sampler
             has, not the one that it is meant to have.
         rank (int): of ``low_rank``, otherwise 0.
+        order (int): of ``banded``, otherwise 0.
 
     Raises:
         ValueError: if the posterior or the change is unknown.
@@ -53,6 +54,7 @@ class Variant:
     posterior: str
     change: str = ""
     rank: int = 0
+    order: int = 0
 
     def __post_init__(self) -> None:
         for kind, name, known in (("posterior", self.posterior, KNOWN_POSTERIORS), ("change", self.change, _CHANGES)):
@@ -61,19 +63,22 @@ class Variant:
 
     @property
     def name(self) -> str:
-        return "-".join(each for each in (self.posterior, str(self.rank or ""), self.change) if each)
+        return "-".join(each for each in (self.posterior, str(self.rank or self.order or ""), self.change) if each)
 
     @property
     def options(self) -> dict[str, Any]:
         """The options of the posterior."""
         if self.rank:
             return {"rank": self.rank}
+        if self.order:
+            return {"order": self.order}
         return _OPTIONS.get(self.change, {})
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the study: every combination of what it lists, so often as it has seeds."""
+    """A part of the study: every combination of what it lists, so often as it has seeds, but that ``banded`` is run at
+    the first size of the latent vector alone."""
 
     name: str
     about: str
@@ -160,6 +165,9 @@ POSTERIORS = (
     Variant("markov"),
     Variant("low_rank", rank=1),
     Variant("low_rank", rank=2),
+    Variant("banded", order=2),
+    Variant("banded", order=3),
+    Variant("banded", order=8),
     Variant("full"),
 )
 _PUBLISHED = tuple(Variant("ar1", change) for change in ("walk", "walk-sampled", "rho", "rho-sampled"))
@@ -185,12 +193,21 @@ PARTS: dict[str, Part] = {
             "literature",
             "trained for long on binary MNIST, to stand beside published likelihoods",
             "vanilla",
-            POSTERIORS[:3],
+            (*POSTERIORS[:3], Variant("full")),
             3,
             datasets=("mnist", "digits"),
             binarize=("dynamic", "static"),
             latent_dims=(40,),
             epochs=200,
+        ),
+        Part(
+            "long",
+            "vanilla, trained for 100 epochs",
+            "vanilla",
+            (Variant("diagonal"), Variant("markov"), Variant("banded", order=3), Variant("full")),
+            3,
+            latent_dims=(20,),
+            epochs=100,
         ),
         Part("cnn", "the paper's Fig. 4, on grey values", "cnn", POSTERIORS, 3),
         Part("beta", "the paper's Fig. 3, on grey values", "beta", POSTERIORS, 3),
@@ -260,7 +277,7 @@ def _runs(part: Part, datasets: Sequence[str], seeds: int, epochs: int | None) -
             for binarize in part.binarize:
                 for latent_dim in part.latent_dims:
                     for variant in part.variants:
-                        if dataset in datasets:
+                        if dataset in datasets and (not variant.order or latent_dim == part.latent_dims[0]):
                             yield StudyRun(
                                 part.name,
                                 part.preset,

@@ -27,14 +27,15 @@ _IDENTITY = (
     "likelihood",
     "posterior",
     "rank",
+    "order",
     "change",
     "latent_dim",
     "seed",
     "epochs",
 )
 _TEXT = {"run", "part", "preset", "dataset", "binarize", "likelihood", "posterior", "change", "torch"}
-_WHOLE = {"rank", "latent_dim", "seed", "epochs", "epoch", "epochs_trained", "best_epoch", "active_units", "num_images"}
-_WHOLE |= {"num_samples", "head_parameters"}
+_WHOLE = {"rank", "order", "latent_dim", "seed", "epochs", "epoch", "epochs_trained", "best_epoch", "active_units"}
+_WHOLE |= {"num_images", "num_samples", "head_parameters"}
 
 RUN_COLUMNS = (
     *_IDENTITY,

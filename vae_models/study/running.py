@@ -103,6 +103,7 @@ def _row(
         "likelihood": config.likelihood,
         "posterior": run.variant.posterior,
         "rank": run.variant.rank or None,
+        "order": run.variant.order or None,
         "change": run.variant.change,
         "latent_dim": run.latent_dim,
         "seed": run.seed,

@@ -95,7 +95,7 @@ def difference(rows: Sequence[Row], others: Sequence[Row], value: Callable[[Row]
 
 
 def variant_name(row: Row) -> str:
-    return Variant(row["posterior"], row["change"], row["rank"] or 0).name
+    return Variant(row["posterior"], row["change"], row["rank"] or 0, row["order"] or 0).name
 
 
 def setting_of(row: Row) -> Setting:
@@ -263,6 +263,7 @@ def _printed_mean(name: str, variants: Variants) -> str:
 _TITLES = {
     "low_rank-1": "low_rank, rank 1",
     "low_rank-2": "low_rank, rank 2",
+    **{f"banded-{order}": f"banded, order {order}" for order in (2, 3, 8)},
     "ar1-walk": "as published, random walk",
     "ar1-walk-sampled": "the same, evaluated as it samples",
     "ar1-rho": "as published, later sampler",

@@ -2,7 +2,7 @@
 
 The folder of a run holds
 
-- ``config.json``: the settings, under ``"run"``, and what the VAE is made of, under ``"vae"``;
+- ``config.json``: its format, the settings, under ``"run"``, and what the VAE is made of, under ``"vae"``;
 - ``data.json``: which images it was trained on, as :mod:`vae_models.data.record` describes them, so that it does not go
   on with others;
 - ``metrics.csv``: a row per epoch, with the columns of :class:`vae_models.training.callbacks.History`;
@@ -36,10 +36,11 @@ from vae_models.data import loading
 from vae_models.data import record as data_record
 from vae_models.data.loading import Images
 from vae_models.data.record import Record
-from vae_models.files import DataError, FileError, read_csv, read_json, reason, write_csv, write_json
+from vae_models.files import DataError, FileError, read_csv, reason, write_csv, write_json
 from vae_models.model.vae import VAE
 from vae_models.settings.comparisons import check_no_comparison
 from vae_models.settings.config import Config
+from vae_models.settings.config_file import read_config_file, write_config_file
 from vae_models.training.batches import ShardedBatches
 from vae_models.training.callbacks import History
 from vae_models.training.checkpoints import (
@@ -294,7 +295,7 @@ class _Files(Callback):
         self.begun = True
         if trainer.is_global_zero:
             _delete(self._folder, _FILES if self.overwrite else _FINAL)
-            write_json(self._folder / "config.json", {"run": self.settings, "vae": vae.config})
+            write_config_file(self._folder / "config.json", {"run": self.settings, "vae": vae.config})
             write_json(self._folder / "data.json", self.record)
             self._write_metrics(trainer)
 
@@ -355,7 +356,7 @@ def _identity(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stored_settings(path: Path) -> dict[str, Any]:
-    value = read_json(path)
+    value = read_config_file(path)
     stored = value.get("run") if isinstance(value, dict) else None
     if not isinstance(stored, dict):
         raise FileError(f"{path} does not hold the settings of a run")

@@ -23,6 +23,7 @@ from vae_models.data.loading import load
 from vae_models.model.posteriors import POSTERIORS
 from vae_models.model.vae import VAE
 from vae_models.settings.config import SETTINGS, Config, Hardware
+from vae_models.settings.config_file import FORMAT, write_config_file
 from vae_models.training.module import VAEModule
 
 QUICK = ["--epochs", "2", "--importance-samples", "3", "--latent-dim", "5"]
@@ -513,7 +514,7 @@ def test_file_of_a_comparison(of_two_ranks, tmp_path, capsys):
     assert main(command) == 0
     stored = json.loads(file.read_text())["comparison"]
     expected = {label: settings | {"epochs": 1} for label, settings in stored.items()}
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"comparison": expected}
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"format": FORMAT, "comparison": expected}
     capsys.readouterr()
     assert main(["train", "--config", str(file), "--out", str(tmp_path / "run")]) == 2
     assert f"{file} holds a comparison of low_rank:rank=2, low_rank, ar1:per_pair=true" in one_line(
@@ -677,18 +678,43 @@ def test_settings_of_a_stranger(trained, tmp_path, capsys, monkeypatch):
     assert "metrics.json does not hold the final figures of a run" in one_line(capsys.readouterr().err)
 
 
+def test_run_of_another_version(trained, tmp_path, capsys, monkeypatch):
+    """Of one from before there were formats, whose factors meant something else; and of one of a time to come."""
+    run = tmp_path / "run"
+    shutil.copytree(trained[0] / "runs" / "train", run)
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    monkeypatch.chdir(tmp_path)
+    for stored in ({"run": config["run"], "vae": config["vae"]}, config | {"format": FORMAT + 1}):
+        path.write_text(json.dumps(stored))
+        before = hashes(run)
+        for command in (
+            ["evaluate", "run"],
+            ["sample", "run"],
+            ["train", "--resume", "--out", "run"],
+            ["train", "--config", "run/config.json", "--out", "new"],
+        ):
+            assert main(command) == 2
+            said = f"run/config.json is of another version of vae_models, in format {stored.get('format', 1)} where"
+            assert said in one_line(capsys.readouterr().err)
+        assert hashes(run) == before
+    assert contents(tmp_path) == ["run"]
+    assert main(["train", *QUICK, "--overwrite", "--out", "run"]) == 0
+    assert json.loads(path.read_text())["format"] == FORMAT
+
+
 def test_comparison_of_a_stranger(comparison, tmp_path, capsys):
     shutil.copytree(comparison[0] / "runs" / "compare", tmp_path / "compare")
     path = tmp_path / "compare" / "config.json"
     config = json.loads(path.read_text())["comparison"]
     for stored in ({"..": config["ar1"]}, {"markov": config["ar1"]}, {"ar1": config["ar1"] | {"epochs": "1"}}, {}, []):
-        path.write_text(json.dumps({"comparison": stored}))
+        write_config_file(path, {"comparison": stored})
         assert main(["compare", "--resume", "--out", str(tmp_path / "compare")]) == 2
         assert f"{path} does not hold a comparison" in one_line(capsys.readouterr().err)
     shutil.rmtree(tmp_path / "compare" / "ar1")
     (tmp_path / "outside").mkdir()
     (tmp_path / "compare" / "ar1").symlink_to(tmp_path / "outside")
-    path.write_text(json.dumps({"comparison": config}))
+    write_config_file(path, {"comparison": config})
     assert main(["compare", "--resume", "--out", str(tmp_path / "compare")]) == 2
     assert "compare/ar1 is a link, to which nothing is written" in one_line(capsys.readouterr().err)
     assert list((tmp_path / "outside").iterdir()) == []
@@ -712,7 +738,10 @@ def test_names_that_no_terminal_can_print(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--posterior", "nope"], "unknown posterior 'nope'; choose from diagonal, ar1, markov, low_rank, full"),
+        (
+            ["--posterior", "nope"],
+            "unknown posterior 'nope'; choose from diagonal, ar1, markov, low_rank, banded, full",
+        ),
         (["--dataset", "nope"], "unknown dataset 'nope'; choose from digits, mnist, fashion-mnist, folder"),
         (["--preset", "nope"], "unknown preset 'nope'; choose from vanilla, beta, cnn, info"),
         (["--network", "nope"], "unknown network 'nope'; choose from mlp, cnn, conv64, dcgan"),
@@ -729,6 +758,8 @@ def test_names_that_no_terminal_can_print(tmp_path):
             ["--posterior", "low_rank:rank=2", "--rank", "3"],
             "--rank goes with --posterior low_rank, not with low_rank:",
         ),
+        (["--posterior", "full", "--order", "2"], "--order goes with --posterior banded, not with full"),
+        (["--posterior", "banded", "--order", "0"], "--order"),
         (["--posterior", "full", "--per-pair"], "--per-pair goes with --posterior ar1, not with full"),
         (["--config", "nope.json"], "nope.json does not exist"),
         (["--config", "{file}"], "{file} is damaged"),

@@ -32,7 +32,7 @@ def test_shapes_and_gradients(name, d):
     assert kl.shape == (5,)
     (kl.sum() + q.rsample().sin().sum()).backward()
     for parameter_name, parameter in head.named_parameters():
-        if not (d == 1 and parameter_name.startswith(("atanh_rho", "off_diagonal"))):
+        if not (d == 1 and parameter_name.startswith(("atanh_rho", "off_diagonal", "coefficients"))):
             assert parameter.grad.abs().sum() > 0, parameter_name
 
 
@@ -75,10 +75,47 @@ def test_low_rank(rank):
     assert isinstance(q, LowRankMultivariateNormal)
     factor = head.factor(features).reshape(5, D, rank)
     torch.testing.assert_close(q.mean, head.loc(features))
-    expected = factor @ factor.mT + torch.diag_embed(head.log_variance(features).exp())
-    torch.testing.assert_close(q.covariance_matrix, expected)
+    scale = torch.diag_embed(head.log_variance(features).exp().sqrt())
+    torch.testing.assert_close(q.covariance_matrix, scale @ (torch.eye(D) + factor @ factor.mT) @ scale)
     with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
         POSTERIORS["low_rank"](FEATURES, D, rank=0)
+
+
+@pytest.mark.parametrize("order", [1, 3, D - 1, D + 5])
+def test_banded(order):
+    """By its definition, coordinate by coordinate, and by the zeros of its precision."""
+    head = moved("banded", order=order)
+    features = torch.randn(FEATURES)
+    q = head(features)
+    coefficients = iter(head.coefficients(features))
+    scale = head.log_variance(features).exp().sqrt()
+    noise, u = torch.randn(D), []
+    for t in range(D):
+        u.append(noise[t] + sum(next(coefficients) * u[s] for s in range(max(t - order, 0), t)))
+    assert next(coefficients, None) is None
+    torch.testing.assert_close(q.loc + q.scale_tril @ noise, q.loc + scale * torch.stack(u))
+    rows, columns = torch.tril_indices(D, D, -1)
+    precision = q.precision_matrix[rows, columns].abs()
+    assert (precision[rows - columns > order] < 1e-5).all()
+    assert (precision[rows - columns <= order] > 1e-5).all()
+    with pytest.raises(ValueError, match="order must be at least 1, got 0"):
+        POSTERIORS["banded"](FEATURES, D, order=0)
+
+
+def test_families_contain_each_other():
+    """The chain of markov is banded of order 1, and that of order d - 1 is full."""
+    markov, features = moved("markov")(torch.randn(FEATURES)), torch.zeros(FEATURES)
+    for name, options in [("banded", {"order": 1}), ("banded", {"order": D - 1}), ("full", {})]:
+        head = POSTERIORS[name](FEATURES, D, **options)
+        tril = markov.scale_tril
+        scale = tril.diagonal()
+        unit = tril / scale[:, None]
+        with torch.no_grad():
+            head.loc.bias.copy_(markov.loc)
+            head.log_variance.bias.copy_(2 * scale.log())
+            part = head.off_diagonal if name == "full" else head.coefficients
+            part.bias.copy_((unit if name == "full" else torch.eye(D) - unit.inverse())[tuple(head.places)])
+        torch.testing.assert_close(head(features).covariance_matrix, markov.covariance_matrix)
 
 
 def test_full():
@@ -87,7 +124,7 @@ def test_full():
     scale = head.log_variance(features).exp().sqrt()
     a, b, c = head.off_diagonal(features)
     zero = torch.zeros(())
-    rows = [[scale[0], zero, zero], [a, scale[1], zero], [b, c, scale[2]]]
+    rows = [[scale[0], zero, zero], [scale[1] * a, scale[1], zero], [scale[2] * b, scale[2] * c, scale[2]]]
     tril = torch.stack([torch.stack(row) for row in rows])
     q = head(features)
     torch.testing.assert_close(q.scale_tril, tril)
@@ -101,6 +138,7 @@ def test_full():
         ("diagonal", ["log_variance"]),
         ("ar1", ["log_variance", "atanh_rho"]),
         ("markov", ["log_variance", "atanh_rho"]),
+        ("banded", ["log_variance", "coefficients"]),
         ("full", ["log_variance", "off_diagonal"]),
     ],
 )
@@ -137,6 +175,7 @@ def test_parameter_counts():
         "ar1": (D + 2) * unit,
         "markov": (3 * D - 1) * unit,
         "low_rank": 3 * D * unit,
+        "banded": (2 * D + (D - 1) + (D - 2) + (D - 3)) * unit,
         "full": (2 * D + D * (D - 1) // 2) * unit,
     }
 

@@ -10,10 +10,11 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from vae_models.files import FileError, read_json, write_json
+from vae_models.files import FileError, read_json
 from vae_models.model.mmd import mmd
 from vae_models.model.posteriors import POSTERIORS
 from vae_models.model.vae import VAE
+from vae_models.settings.config_file import write_config_file
 from vae_models.settings.objectives import Objective
 
 every_posterior = pytest.mark.parametrize("posterior", POSTERIORS)
@@ -386,7 +387,7 @@ def test_round_trip(arguments, digits, tmp_path):
 
 
 def test_saving_keeps_the_other_entries_of_the_config(tmp_path):
-    write_json(tmp_path / "config.json", {"run": {"epochs": 3}})
+    write_config_file(tmp_path / "config.json", {"run": {"epochs": 3}})
     VAE.build((1, 8, 8)).save_pretrained(tmp_path)
     config = read_json(tmp_path / "config.json")
     assert config["run"] == {"epochs": 3}
@@ -403,7 +404,7 @@ def test_saving_needs_named_parts(build, tmp_path):
 
 def _describe(folder, **parts):
     config = read_json(folder / "config.json")
-    write_json(folder / "config.json", {"vae": config["vae"] | parts})
+    write_config_file(folder / "config.json", {"vae": config["vae"] | parts})
 
 
 def damage(folder, name, content):
@@ -418,7 +419,8 @@ def damage(folder, name, content):
         (lambda folder: damage(folder, "config.json", b'{"vae": {'), r"config.json is damaged"),
         (lambda folder: damage(folder, "config.json", b"\xff\xfe"), r"config.json is damaged"),
         (lambda folder: damage(folder, "config.json", b"[1]"), r"config.json does not describe a VAE"),
-        (lambda folder: damage(folder, "config.json", b'{"vae": {"image_shape": 3}}'), r"does not describe a VAE"),
+        (partial(_describe, image_shape=3), r"does not describe a VAE"),
+        (lambda folder: damage(folder, "config.json", b'{"vae": {}}'), r"config.json is of another version"),
         *(
             (partial(_describe, **part), r"config.json does not describe a VAE: .+")
             for part in (

@@ -29,7 +29,7 @@ def test_one_label_of_many_texts():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("nope", "unknown posterior 'nope'; choose from diagonal, ar1, markov, low_rank, full"),
+        ("nope", "unknown posterior 'nope'; choose from diagonal, ar1, markov, low_rank, banded, full"),
         ("nope:rank=2", "unknown posterior 'nope'"),
         ("../ar1", "unknown posterior '../ar1'"),
         ("", "unknown posterior ''"),

@@ -1,4 +1,3 @@
-import json
 import re
 
 import pytest
@@ -12,6 +11,7 @@ from vae_models.settings.comparisons import (
     write_comparison,
 )
 from vae_models.settings.config import Config
+from vae_models.settings.config_file import write_config_file
 
 RANK = Config(posterior="low_rank", posterior_options={"rank": 2})
 CONFIGS = {"ar1": Config(), "low_rank": RANK, "low_rank:rank=2": RANK}
@@ -40,6 +40,6 @@ def test_folders_of_runs(tmp_path):
 )
 def test_labels_that_are_not_the_settings(label, tmp_path):
     """No stored text becomes a path but one that is written here."""
-    (tmp_path / "config.json").write_text(json.dumps({"comparison": {label: RANK.to_json()}}))
+    write_config_file(tmp_path / "config.json", {"comparison": {label: RANK.to_json()}})
     with pytest.raises(FileError, match="does not hold a comparison of posteriors"):
         read_comparison(tmp_path)

@@ -7,6 +7,7 @@ import pytest
 from vae_models.files import FileError
 from vae_models.settings.comparisons import write_comparison
 from vae_models.settings.config import SETTINGS, Config
+from vae_models.settings.config_file import FORMAT
 from vae_models.settings.objectives import Objective
 from vae_models.settings.sources import make_configs, read_settings
 
@@ -54,7 +55,7 @@ def test_nothing_is_given():
 
 
 def test_settings_of_a_run_are_those_of_the_run(file):
-    for stored in (RUN.to_json(), {"run": RUN.to_json(), "vae": {}}):
+    for stored in (RUN.to_json(), {"format": FORMAT, "run": RUN.to_json(), "vae": {}}):
         assert made(file=file(stored)) == RUN
 
 
@@ -64,9 +65,10 @@ def test_the_command_line_overrides_a_file(name, file):
     other = {"dataset": "mnist", "network": "mlp", "likelihood": "bernoulli", "binarize": "static"}
     given = {name: other.get(name, 3)}
     setting = SETTINGS[name]
-    if setting.goes_with and setting.goes_with[1] in ("ar1", "markov"):
-        config = made({name: True, "posterior": ...}, setting.goes_with[1], file(RUN.to_json()))
-        assert config.posterior_options == {name: True}
+    if setting.group == "posterior_options" and setting.goes_with[1] != RUN.posterior:
+        value = True if setting.default is None else 5
+        config = made({name: value, "posterior": ...}, setting.goes_with[1], file(RUN.to_json()))
+        assert config.posterior_options == {name: value}
         return
     expected = RUN.to_json()
     (expected[setting.group] if setting.group else expected)[setting.field] = "3" if setting.path else given[name]
@@ -136,15 +138,16 @@ def test_settings_of_a_comparison(tmp_path):
     [
         ([], "does not hold settings: they are an object, such as a run's config.json"),
         ("digits", "does not hold settings"),
-        ({"run": []}, "does not hold settings"),
-        ({"comparison": {}}, "does not hold a comparison"),
-        ({"comparison": {"..": Config().to_json()}}, "does not hold a comparison of posteriors"),
+        ({"format": FORMAT, "run": []}, "does not hold settings"),
+        ({"run": RUN.to_json()}, "is of another version of vae_models, in format 1 where this one has"),
+        ({"format": FORMAT, "comparison": {}}, "does not hold a comparison"),
+        ({"format": FORMAT, "comparison": {"..": Config().to_json()}}, "does not hold a comparison of posteriors"),
         ({"nope": 1}, "unknown setting 'nope'; choose from preset, dataset, data_root"),
         ({"beta": 2}, "unknown setting 'beta'"),
         ({"objective": {"nope": 1}}, "unknown setting objective.nope; choose from beta, warmup_epochs, mmd_weight"),
         ({"objective": 2.0}, "objective is to be an object of beta, warmup_epochs, mmd_weight, not 2.0"),
         ({"objective": {"beta": -1}}, "objective.beta is to be a number of at least 0, not -1"),
-        ({"posterior_options": ["rank"]}, "posterior_options is to be an object of rank, per_pair, shared_rho"),
+        ({"posterior_options": ["rank"]}, "posterior_options is to be an object of rank, order, per_pair, shared_rho"),
         ({"posterior_options": {"nope": 1}}, "unknown setting posterior_options.nope; choose from rank"),
         ({"posterior_options": {"rank": 0}}, "posterior_options.rank is to be a whole number of at least 1, not 0"),
         ({"posterior": "ar1", "posterior_options": {"rank": 1}}, "posterior_options.rank goes with posterior low_rank"),
@@ -158,7 +161,10 @@ def test_settings_of_a_comparison(tmp_path):
         ({"preset": "vanilla, walk"}, "unknown preset 'vanilla, walk'; choose from vanilla, beta, cnn, info"),
         ({"network": "nope"}, "unknown network 'nope'; choose from mlp, cnn, conv64, dcgan"),
         ({"network": None}, "network is to be one of mlp, cnn, conv64, dcgan, not None"),
-        ({"posterior": ["ar1"]}, "posterior is to be one of diagonal, ar1, markov, low_rank, full, not ['ar1']"),
+        (
+            {"posterior": ["ar1"]},
+            "posterior is to be one of diagonal, ar1, markov, low_rank, banded, full, not ['ar1']",
+        ),
         ({"posterior": "low_rank:rank=2"}, "unknown posterior 'low_rank:rank=2'; choose from diagonal"),
         ({"epochs": "3"}, "epochs is to be a whole number of at least 1, not '3'"),
         ({"epochs": True}, "epochs is to be a whole number of at least 1, not True"),

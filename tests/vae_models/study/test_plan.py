@@ -14,7 +14,10 @@ def test_what_the_study_is_to_have():
             for latent_dim in (10, 20):
                 runs = [r for r in every if (r.part, r.dataset, r.latent_dim) == (preset, dataset, latent_dim)]
                 names = {r.variant.name for r in runs}
-                assert names == {"diagonal", "ar1", "markov", "low_rank-1", "low_rank-2", "full"}
+                expected = {"diagonal", "ar1", "markov", "low_rank-1", "low_rank-2", "full"}
+                if latent_dim == 20:
+                    expected |= {"banded-2", "banded-3", "banded-8"}
+                assert names == expected
                 assert {r.epochs for r in runs} == {15}
                 assert {r.seed for r in runs} == set(range(5 if preset == "vanilla" else 3))
     assert {r.binarize for r in every if r.part == "binary"} == {"dynamic"}
@@ -31,10 +34,10 @@ def test_names_are_unique():
 
 def test_order():
     runs = plan(["ablation", "vanilla"], datasets=["mnist"], seeds=2)
-    assert [run.part for run in runs] == ["ablation"] * (5 * 4) + ["vanilla"] * (6 * 4)
+    assert [run.part for run in runs] == ["ablation"] * (5 * 4) + ["vanilla"] * (2 * (9 + 6))
     vanilla = [run for run in runs if run.part == "vanilla"]
-    assert [run.seed for run in vanilla] == [0] * 12 + [1] * 12
-    assert [run.latent_dim for run in vanilla[:12]] == [20] * 6 + [10] * 6
+    assert [run.seed for run in vanilla] == [0] * 15 + [1] * 15
+    assert [run.latent_dim for run in vanilla[:15]] == [20] * 9 + [10] * 6
     assert [run.variant.name for run in vanilla[:2]] == ["diagonal", "ar1"]
 
 
@@ -86,6 +89,7 @@ def test_every_variant_is_a_vae():
     assert sizes["ar1-per-pair"] == 6 + 1 + 5
     assert sizes["markov-shared"] == 6 + 6 + 1
     assert sizes["markov"] == 6 + 6 + 5
+    assert sizes["banded-2"] == 6 + 6 + 5 + 4
 
 
 def test_changed_training_has_other_settings():

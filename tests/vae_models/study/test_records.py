@@ -15,6 +15,7 @@ ROW = {
     "likelihood": "bernoulli",
     "posterior": "ar1",
     "rank": None,
+    "order": None,
     "change": "",
     "latent_dim": 10,
     "seed": 0,

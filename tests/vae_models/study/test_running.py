@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from vae_models.data.loading import load
-from vae_models.files import write_json
 from vae_models.model.vae import VAE
 from vae_models.results import evaluation
+from vae_models.settings.config_file import write_config_file
 from vae_models.study import records, running
 from vae_models.study.plan import StudyRun, Variant
 from vae_models.training.module import VAEModule
@@ -182,9 +182,9 @@ def test_folder_of_another_run(tmp_path):
     execute(run, tmp_path)
     (tmp_path / "runs.csv").unlink()
     place = tmp_path / "runs" / run.name
-    write_json(place / "config.json", {"run": run_of(seed=2).config(Path("data")).to_json()})
+    write_config_file(place / "config.json", {"run": run_of(seed=2).config(Path("data")).to_json()})
     with pytest.raises(ValueError, match="a run is resumed with its own settings"):
         execute(run, tmp_path)
-    write_json(place / "config.json", {"run": run_of(epochs=3).config(Path("data")).to_json()})
+    write_config_file(place / "config.json", {"run": run_of(epochs=3).config(Path("data")).to_json()})
     with pytest.raises(ValueError, match="last.ckpt does not exist, without which the run can't be trained for anoth"):
         execute(run, tmp_path)

@@ -19,9 +19,10 @@ from rich.progress import Progress
 
 from vae_models.data import loading
 from vae_models.data.loading import DataError, load
-from vae_models.files import FileError, write_json
+from vae_models.files import FileError, read_json, write_json
 from vae_models.model.vae import VAE
 from vae_models.settings.config import Config
+from vae_models.settings.config_file import write_config_file
 from vae_models.settings.objectives import Objective
 from vae_models.training import runs
 from vae_models.training.callbacks import History
@@ -503,8 +504,9 @@ def _of_another_run(path: Path) -> None:
         ("config.json", _truncate),
         ("config.json", Path.unlink),
         ("config.json", lambda path: path.write_text("[]")),
-        ("config.json", lambda path: path.write_text('{"run": {"seed": 0}}')),
-        ("config.json", lambda path: path.write_text('{"vae": {}}')),
+        ("config.json", lambda path: write_config_file(path, {"run": {"seed": 0}})),
+        ("config.json", lambda path: write_config_file(path, {"vae": {}})),
+        ("config.json", lambda path: write_json(path, {**read_json(path), "format": 1})),
         ("data.json", _truncate),
         ("data.json", Path.unlink),
         ("data.json", lambda path: path.write_text("null")),
