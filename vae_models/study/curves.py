@@ -9,19 +9,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vae_models.results.figures import PLAIN
-from vae_models.study.plan import Part
+from vae_models.study.plan import POSTERIORS, Part
 from vae_models.study.tables import (
     BASELINE,
+    TITLES,
     Estimate,
     Row,
     Setting,
     baseline_of,
     difference,
     estimate,
+    headline_settings,
     settings,
 )
 
-__all__ = ["differences", "loss_curves"]
+__all__ = ["differences", "headline", "loss_curves"]
 
 _METRICS = {"negative_elbo": "negative ELBO", "nll": "NLL", "gap": "gap"}
 
@@ -82,6 +84,33 @@ def differences(part: Part, rows: Sequence[Row]) -> Figure:
         axes.grid(alpha=0.3, axis="x")
     # The same for all panels, and points lie wherever a legend could.
     figure.legend(points.values(), points.keys(), loc="outside lower center", ncols=3, fontsize="small")
+    return figure
+
+
+def headline(rows: Sequence[Row]) -> Figure:
+    """The bounds of all posteriors minus the diagonal one's, a panel for each of :func:`headline_settings`: what is to
+    the left of the line gains."""
+    found = headline_settings(rows)
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False).flatten()
+    names = [each.name for each in POSTERIORS if each.name != BASELINE]
+    names = [name for name in names if any(name in variants for variants in found.values())]
+    points: dict[str, Any] = {}
+    for axes, (setting, variants) in zip(panels, found.items(), strict=True):
+        for i, (metric, title) in enumerate([*_METRICS.items()][:2]):
+            for place, name in enumerate(names):
+                value = difference(variants.get(name, []), variants.get(BASELINE, []), itemgetter(metric))
+                if value is not None:
+                    y = place + 0.3 * (i - 0.5)
+                    drawn = axes.errorbar(value.mean, y, xerr=value.error or 0, fmt="os"[i], color=f"C{i}", ms=5)
+                    points.setdefault(title, drawn)
+        axes.axvline(0, color="0.4", linewidth=0.8)
+        axes.set_title(setting.short(), fontsize="medium", **PLAIN)
+        axes.set_yticks(range(len(names)), [TITLES.get(name, name) for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.grid(alpha=0.3, axis="x")
+    figure.supxlabel("nats per image minus diagonal's (left: better)", fontsize="medium")
+    figure.legend(points.values(), points.keys(), loc="outside upper center", ncols=2, fontsize="small")
     return figure
 
 

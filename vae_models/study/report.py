@@ -34,12 +34,15 @@ def write_report(folder: Path) -> None:
     except OSError as error:
         raise FileError(f"cannot make the folder {results}: {reason(error)}") from error
     texts = {
+        "headline": tables.headline_table(rows),
         "status": tables.status_table(rows),
         "summary": tables.summary_tables(rows),
         "progress": tables.progress_table(rows, epochs),
     }
     for name, text in texts.items():
         write_whole(results / f"{name}.md", (_NOTE + text + "\n").encode())
+    if tables.headline_settings(rows):
+        write_whole(results / "headline.png", png(curves.headline(rows), dpi=110))
     for part in PARTS.values():
         page = _NOTE + tables.part_table(part, rows) + "\n"
         found = tables.settings(part, rows)

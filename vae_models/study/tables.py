@@ -6,17 +6,22 @@ the reference's objective the starting weights of what they have in common; they
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from vae_models.study.plan import MORE_SAMPLES, PARTS, POSTERIORS, Part, Variant, plan
 
 __all__ = [
     "BASELINE",
+    "HEADLINE",
+    "TITLES",
     "Estimate",
     "Setting",
     "baseline_of",
     "difference",
     "estimate",
+    "headline_settings",
+    "headline_table",
     "part_table",
     "progress_table",
     "settings",
@@ -27,6 +32,11 @@ __all__ = [
 Row = Mapping[str, Any]
 
 BASELINE = Variant("diagonal").name
+HEADLINE = "vanilla"
+"""The part that is shown first."""
+
+_DATASETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "digits": "digits"}
+_METRICS = (("negative ELBO", "negative_elbo"), ("NLL", "nll"), ("gap", "gap"))
 
 
 def baseline_of(name: str) -> str:
@@ -66,6 +76,10 @@ class Setting(NamedTuple):
     binarize: str
     latent_dim: int
     epochs: int
+
+    def short(self, part: str = "") -> str:
+        """In few words, beside the name of a part."""
+        return f"{part + ': ' if part else ''}{_DATASETS[self.dataset]}, {self.latent_dim} latents"
 
     def __str__(self) -> str:
         pixels = {"none": "grey values", "dynamic": "binary, drawn anew", "static": "binary, drawn once"}[self.binarize]
@@ -135,52 +149,82 @@ def part_table(part: Part, rows: Sequence[Row]) -> str:
     return "\n\n".join(tables) if tables else "Not run."
 
 
+def headline_table(rows: Sequence[Row]) -> str:
+    """The study at a glance: on each data set, at the first size of the latent vector, the diagonal posterior's bound
+    and NLL, and every other one's minus those."""
+    columns = [
+        (f"{_DATASETS[setting.dataset]}: {title}", variants, metric)
+        for setting, variants in headline_settings(rows).items()
+        for title, metric in _METRICS[:2]
+    ]
+    return _side_by_side(columns)
+
+
+def headline_settings(rows: Sequence[Row]) -> dict[Setting, dict[str, list[Row]]]:
+    """Those of :func:`settings` that are shown first."""
+    found = settings(PARTS[HEADLINE], rows)
+    return {setting: each for setting, each in found.items() if setting.latent_dim == PARTS[HEADLINE].latent_dims[0]}
+
+
 def summary_tables(rows: Sequence[Row]) -> str:
-    """Every posterior minus the diagonal one, a line for each setting of the parts that compare them: in the negative
-    ELBO, in the NLL and in the gap between them. The diagonal one's own come first."""
-    names, found = _comparisons(rows)
-    if not found:
-        return "Not run."
+    """The diagonal posterior's negative ELBO, NLL and gap between them, and every other one's minus those, a setting to
+    a column: for each a table of the part that is shown first, and one of the other parts that compare posteriors."""
+    found = _comparisons(rows)
     tables = []
-    for title, metric in (("negative ELBO", "negative_elbo"), ("NLL", "nll"), ("gap", "gap")):
-        lines = [
-            [part_name, str(setting), _seed_counts(variants), *_beside_baseline(names, variants, metric)]
-            for (part_name, setting), variants in found.items()
-        ]
-        header = [title, "setting", "seeds", *(_TITLES.get(name, name) for name in names)]
-        tables.append(_markdown(header, lines, texts=2))
-    return "\n\n".join(tables)
+    for title, metric in _METRICS:
+        for inside in (True, False):
+            columns = [
+                (setting.short("" if inside else part), variants, metric)
+                for (part, setting), variants in found.items()
+                if (part == HEADLINE) == inside
+            ]
+            if columns:
+                where = HEADLINE if inside else "the other parts"
+                tables.append(f"**{title}, {where}**\n\n{_side_by_side(columns)}")
+    return "\n\n".join(tables) if tables else "Not run."
 
 
 def progress_table(rows: Sequence[Row], epochs: Sequence[Row]) -> str:
     """How the differences from the diagonal one go on: those of the validation loss after a third of the epochs, after
     two thirds, and after all, for the settings of :func:`summary_tables`."""
-    names, found = _comparisons(rows)
     losses = {(row["run"], row["epoch"]): row["validation_loss"] for row in epochs}
-    lines = []
-    for (part_name, setting), variants in found.items():
+    tables = []
+    for (part, setting), variants in _comparisons(rows).items():
+        columns = []
         for epoch in sorted({-(-setting.epochs * third // 3) for third in (1, 2, 3)}):
             then = {
                 name: [{**row, "loss": losses.get((row["run"], epoch))} for row in same]
                 for name, same in variants.items()
             }
-            counts = _seed_counts(variants)
-            lines.append([part_name, str(setting), counts, str(epoch), *_beside_baseline(names, then, "loss")])
-    header = ["validation loss", "setting", "seeds", "epoch", *(_TITLES.get(name, name) for name in names)]
-    return _markdown(header, lines, texts=2) if lines else "Not run."
+            columns.append((f"after {epoch} epochs", then, "loss"))
+        tables.append(f"**{setting.short(part)}**\n\n{_side_by_side(columns)}")
+    return "\n\n".join(tables) if tables else "Not run."
 
 
-def _comparisons(rows: Sequence[Row]) -> tuple[list[str], dict[tuple[str, Setting], dict[str, list[Row]]]]:
-    """The names of the posteriors, and by name and setting the rows of the parts that compare them."""
+def _comparisons(rows: Sequence[Row]) -> dict[tuple[str, Setting], dict[str, list[Row]]]:
+    """By name and setting, the rows of the parts that compare posteriors."""
     parts = [part for part in PARTS.values() if not any(variant.change for variant in part.variants)]
-    names = list(dict.fromkeys(name for part in parts for name in _display(part)))
-    return names, {(part.name, key): each for part in parts for key, each in settings(part, rows).items()}
+    return {(part.name, key): each for part in parts for key, each in settings(part, rows).items()}
 
 
-def _beside_baseline(names: Sequence[str], variants: Mapping[str, Sequence[Row]], metric: str) -> list[str]:
-    """The diagonal posterior's mean, and the others' minus its."""
-    minus = _minus(lambda row: row[metric])
-    return [_mean(metric)(BASELINE, variants), *(minus(name, variants) for name in names if name != BASELINE)]
+def _side_by_side(columns: Sequence[tuple[str, Mapping[str, Sequence[Row]], str]]) -> str:
+    """A row for each posterior of one of the columns: the diagonal one's mean, and the others' minus its. A column is
+    what it is headed by, its rows by name of the variant, and what is shown of them."""
+    names = [each.name for each in POSTERIORS if any(each.name in variants for _, variants, _ in columns)]
+    if not names:
+        return "Not run."
+    lines = [
+        [
+            TITLES.get(name, name),
+            *(
+                (_mean(metric) if name == BASELINE else _minus(itemgetter(metric)))(name, variants)
+                for _, variants, metric in columns
+            ),
+        ]
+        for name in names
+    ]
+    lines.append(["seeds", *(_seed_counts(variants) for _, variants, _ in columns)])
+    return _markdown(["posterior", *(header for header, _, _ in columns)], lines)
 
 
 def _seed_counts(variants: Mapping[str, Sequence[Row]]) -> str:
@@ -236,7 +280,7 @@ def _effect(name: str, variants: Variants) -> str:
     if name not in _WITHOUT:
         return "–"
     other = _WITHOUT[name]
-    return f"{_minus(_elbo, other)(name, variants)} ({_TITLES.get(other, other)})"
+    return f"{_minus(_elbo, other)(name, variants)} ({TITLES.get(other, other)})"
 
 
 def _elbo(row: Row) -> float | None:
@@ -249,7 +293,7 @@ def _printed(row: Row) -> float | None:
 
 
 def _name(name: str, variants: Variants) -> str:
-    return _TITLES.get(name, name)
+    return TITLES.get(name, name)
 
 
 def _seeds(name: str, variants: Variants) -> str:
@@ -260,7 +304,7 @@ def _printed_mean(name: str, variants: Variants) -> str:
     return str(estimate(value for value in map(_printed, variants[name]) if value is not None) or "–")
 
 
-_TITLES = {
+TITLES = {
     "low_rank-1": "low_rank, rank 1",
     "low_rank-2": "low_rank, rank 2",
     **{f"banded-{order}": f"banded, order {order}" for order in (2, 3, 8)},
@@ -318,7 +362,7 @@ _TIGHTNESS: _Columns = (
 )
 _COLUMNS = {"ablation": _ABLATION, "tightness": _TIGHTNESS}
 _PUBLISHED: _Columns = (
-    ("trained by", lambda name, variants: _TITLES.get(name, f"ELBO, {name}")),
+    ("trained by", lambda name, variants: TITLES.get(name, f"ELBO, {name}")),
     ("seeds", _seeds),
     ("the loss it prints", _printed_mean),
     ("minus diagonal's", _minus(_printed)),

@@ -60,6 +60,20 @@ def test_differences_are_paired():
     assert sorted(error[:, 0]) == pytest.approx([2.0, 3.0])
 
 
+def test_headline_has_a_panel_for_each_data_set():
+    """And a row for each posterior but the diagonal one, whether it was run on both or on one."""
+    rows = [row(seed=s, dataset=name) for s in (0, 1) for name in ("mnist", "fashion-mnist")]
+    rows += [row(posterior="ar1", seed=s, negative_elbo=2.0 + s, nll=0.5) for s in (0, 1)]
+    rows += [row(posterior="full", dataset="fashion-mnist", negative_elbo=-1.0), row(posterior="full", latent_dim=10)]
+    mnist, fashion = curves.headline(rows).axes
+    assert [axes.get_title() for axes in (mnist, fashion)] == ["MNIST, 20 latents", "Fashion-MNIST, 20 latents"]
+    assert [label.get_text() for label in mnist.get_yticklabels()] == ["ar1", "full"]
+    assert [each.lines[0].get_xdata()[0] for each in mnist.containers] == pytest.approx([1.5, -0.5])
+    (error,) = mnist.containers[0].lines[2][0].get_segments()
+    assert sorted(error[:, 0]) == pytest.approx([1.0, 2.0])
+    assert [each.lines[0].get_xdata()[0] for each in fashion.containers] == pytest.approx([-2.0, 0.0])
+
+
 def test_more_samples_are_compared_with_as_many():
     rows = [row(), row(posterior="ar1"), row("tightness", "diagonal", "more-samples", nll=5.0)]
     rows += [row("tightness", "ar1", "more-samples", nll=7.0)]

@@ -44,7 +44,7 @@ def test_every_epoch_has_a_row():
 
 def test_the_page_shows_every_part():
     page = (STUDY / "index.md").read_text(encoding="utf-8")
-    for name in (*PARTS, "status", "summary", "progress"):
+    for name in (*PARTS, "headline", "status", "summary", "progress"):
         assert f"{{include}} results/{name}.md" in page
 
 

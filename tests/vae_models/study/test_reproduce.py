@@ -46,7 +46,8 @@ def test_report_is_made_of_the_rows_alone(study, tmp_path, capsys):
     results = {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()}
     assert results == {path.name: path.read_bytes() for path in (study / "results").iterdir()}
     pictures = {f"{part}_{kind}.png" for part in ("vanilla", "ablation") for kind in ("loss", "differences")}
-    assert set(results) == pictures | {"status.md", "summary.md", "progress.md"} | {f"{part}.md" for part in PARTS}
+    tables = {f"{name}.md" for name in ("headline", "status", "summary", "progress", *PARTS)}
+    assert set(results) == pictures | tables
     vanilla = results["vanilla.md"].decode()
     for row in records.read_runs(study)[:2]:
         assert f"| {row['posterior']} | 1 | {row['negative_elbo']:.2f} |" in vanilla

@@ -67,20 +67,50 @@ def test_comparison():
     assert all(len(line) == len(header) for line in (diagonal, ar1, low_rank))
 
 
+def test_headline():
+    """At the first size alone, a row for each posterior that was run, in the order of the plan."""
+    rows = [row(seed=s, negative_elbo=100.0 + s) for s in (0, 1)]
+    rows += [row(posterior="ar1", seed=s, negative_elbo=101.0 + s, nll=1.5) for s in (0, 1)]
+    rows += [row(posterior="full", seed=1, negative_elbo=100.0), row(posterior="banded", order=8, seed=1, nll=0.5)]
+    rows += [row(dataset="fashion-mnist", negative_elbo=200.0), row(latent_dim=10), row("ablation", "ar1", "rho-zero")]
+    header, _, *lines = cells(tables.headline_table(rows))
+    assert header == ["posterior", *(f"{x}: {y}" for x in ("MNIST", "Fashion-MNIST") for y in ("negative ELBO", "NLL"))]
+    assert lines == [
+        ["diagonal", "100.50 ± 0.50", "1.00 ± 0.00", "200.00", "1.00"],
+        ["ar1", "**+1.00 ± 0.00**", "**+0.50 ± 0.00**", "–", "–"],
+        ["banded, order 8", "−100.00", "−0.50", "–", "–"],
+        ["full", "−1.00", "+0.00", "–", "–"],
+        ["seeds", "1 to 2", "1 to 2", "1", "1"],
+    ]
+    assert tables.headline_table([row(latent_dim=10)]) == "Not run."
+
+
 def test_summary():
     rows = [row(seed=s, negative_elbo=100.0 + s) for s in (0, 1)]
     rows += [row(posterior="ar1", seed=s, negative_elbo=101.0 + s, nll=1.5) for s in (0, 1)]
-    rows += [row(posterior="full", seed=1, negative_elbo=100.0), row("ablation", "ar1", "rho-zero")]
+    rows += [row(latent_dim=10, gap=7.0), row("ablation", "ar1", "rho-zero")]
     rows += [row("cnn", preset="cnn", dataset="fashion-mnist", negative_elbo=200.0)]
-    elbo, nll, gap = (cells(text) for text in tables.summary_tables(rows).split("\n\n"))
-    assert elbo[0] == ["negative ELBO", "setting", "seeds", "diagonal", "ar1", "markov", *elbo[0][6:]]
-    setting = "mnist, grey values, 20 latents, 15 epochs"
-    changes = ["**+1.00 ± 0.00**", *["–"] * 6, "−1.00"]
-    assert elbo[2] == ["vanilla", setting, "1 to 2", "100.50 ± 0.50", *changes]
-    assert elbo[3] == ["cnn", setting.replace("mnist", "fashion-mnist"), "1", "200.00", *["–"] * 8]
-    assert (nll[0][0], nll[2][3:5]) == ("NLL", ["1.00 ± 0.00", "**+0.50 ± 0.00**"])
-    assert (gap[0][0], gap[2][4]) == ("gap", "+0.00 ± 0.00")
+    titles, found = zip(*(text.split("\n\n") for text in _pairs(tables.summary_tables(rows))), strict=True)
+    metrics = ("negative ELBO", "NLL", "gap")
+    assert list(titles) == [f"**{metric}, {where}**" for metric in metrics for where in ("vanilla", "the other parts")]
+    elbo, others, nll, _, gap, _ = map(cells, found)
+    assert elbo[0] == ["posterior", "MNIST, 20 latents", "MNIST, 10 latents"]
+    assert elbo[2:] == [
+        ["diagonal", "100.50 ± 0.50", "1.00"],
+        ["ar1", "**+1.00 ± 0.00**", "–"],
+        ["seeds", "2", "1"],
+    ]
+    assert others[0] == ["posterior", "cnn: Fashion-MNIST, 20 latents"]
+    assert others[2] == ["diagonal", "200.00"]
+    assert nll[3][1] == "**+0.50 ± 0.00**"
+    assert gap[2][2] == "7.00"
     assert tables.summary_tables([row("ablation", "ar1", "rho-zero")]) == "Not run."
+
+
+def _pairs(text: str) -> list[str]:
+    """Each heading with its table."""
+    parts = text.split("\n\n")
+    return [f"{title}\n\n{table}" for title, table in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def test_progress():
@@ -91,12 +121,15 @@ def test_progress():
         for each in rows
         for epoch in range(1, 16)
     ]
-    header, _, *lines = cells(tables.progress_table(rows, epochs))
-    assert header[:6] == ["validation loss", "setting", "seeds", "epoch", "diagonal", "ar1"]
-    assert [line[3] for line in lines] == ["5", "10", "15"]
-    assert [line[4] for line in lines] == ["95.50 ± 0.50", "90.50 ± 0.50", "85.50 ± 0.50"]
-    assert [line[5] for line in lines] == [f"**−{n}.00 ± 0.00**" for n in (5, 10, 15)]
-    assert {line[6] for line in lines} == {"–"}
+    (text,) = _pairs(tables.progress_table(rows, epochs))
+    assert text.startswith("**vanilla: MNIST, 20 latents**\n\n")
+    header, _, *lines = cells(text)
+    assert header == ["posterior", *(f"after {n} epochs" for n in (5, 10, 15))]
+    assert lines == [
+        ["diagonal", "95.50 ± 0.50", "90.50 ± 0.50", "85.50 ± 0.50"],
+        ["ar1", *(f"**−{n}.00 ± 0.00**" for n in (5, 10, 15))],
+        ["seeds", "2", "2", "2"],
+    ]
     assert tables.progress_table([], []) == "Not run."
 
 
