@@ -49,10 +49,9 @@ from torch.distributions import (
     register_kl,
 )
 from torch.distributions.kl import _KL_MEMOIZE, _dispatch_kl
-from torch.nn.functional import softplus
 
 from ar1_dist.ar1_normal import AR1Normal, unwrap
-from ar1_dist.functional import kl_to_normal, sign_of, sum_shared, whiten, widen
+from ar1_dist.functional import kl_to_chain, kl_to_normal, whiten, widen
 from ar1_dist.kernels import is_transformed
 from ar1_dist.recurrence import linear_recurrence
 from ar1_dist.validation import or_limit
@@ -98,41 +97,9 @@ def _is_determined(fn: Distribution) -> Tensor | bool:
 
 @_register(AR1Normal, AR1Normal)
 def _kl_ar1_ar1(q: AR1Normal, p: AR1Normal) -> Tensor:
-    r"""With :math:`\gamma_t = \sigma_t/\tau_t` the ratio of q's scale to p's, :math:`\alpha` and :math:`\beta` the
-    inverse hyperbolic tangents of q's and of p's correlations, :math:`\varsigma` the sign of :math:`\beta` and w the
-    whitening of p,
-
-    .. math::
-
-        \mathbb{E}_q e_t^2 = w_t(\mathrm{loc}_q)^2
-            + \big(\cosh\beta_t\,(\gamma_t - \gamma_{t-1}) + e^{-|\beta_t|} \gamma_{t-1}\big)^2
-            + 2 \varsigma_t \sinh(2\beta_t)\, \operatorname{sigmoid}(-2 \varsigma_t \alpha_t)\,
-            \gamma_t \gamma_{t-1}
-
-        \operatorname{KL} = \tfrac12 \sum_t \big(\mathbb{E}_q e_t^2 - 1\big) - \sum_t \log \gamma_t
-            + \sum_{t \ge 2} \log\frac{\cosh\alpha_t}{\cosh\beta_t} ,
-
-    every term of which is as precise as its parameters, also where the correlations are close to 1 or to -1. It is
-    computed in the next wider type: gradients are differences of neighbours that :math:`\cosh^2 \beta_t` multiplies.
-    """
-    d = _common_event_size(q, p)
-    loc_q, scale_q, alpha = map(widen, (q.loc, q.transform.scale, q.transform.atanh_rho))
-    loc_p, scale_p, beta = map(widen, (p.loc, p.transform.scale, p.transform.atanh_rho))
-    ratio = scale_q / scale_p
-    previous, current = (ratio, ratio) if ratio.shape[-1] == 1 else (ratio[..., :-1], ratio[..., 1:])
-    sign = sign_of(beta)
-    deviation = beta.cosh() * (current - previous) + (-sign * beta).exp() * previous
-    # sigmoid(-2x) as exp(-softplus(2x)), whose derivative is right to full relative precision also for x << 0; half of
-    # it to each factor of sinh(2 beta) = 2 sinh(beta) cosh(beta), which overflow only where the divergence does.
-    half = (-0.5 * softplus(2 * sign * alpha, threshold=40)).exp()
-    overlap = 4 * sign * (beta.sinh() * half) * (beta.cosh() * half) * current * previous
-    second_moment = (
-        whiten((loc_q - loc_p) / scale_p, beta, beta.dtype).square().sum(-1)
-        + ratio[..., 0].square()
-        + sum_shared(deviation.square() + overlap, d - 1)
-    )
-    kl = 0.5 * (second_moment - d) - sum_shared(ratio.log(), d) + sum_shared(_log_cosh_ratio(alpha, beta), d - 1)
-    return kl.to(torch.promote_types(q.loc.dtype, p.loc.dtype))
+    """:func:`ar1_dist.functional.kl_to_chain`."""
+    _common_event_size(q, p)
+    return kl_to_chain(*q.transform.chain, *p.transform.chain)
 
 
 @_register(Independent, AR1Normal)
@@ -217,15 +184,6 @@ def _kl_normal_independent(q: AR1Normal | MultivariateNormal | LowRankMultivaria
     marginals = Normal(q.mean, q.stddev, validate_args=False)
     total_correlation = q.total_correlation if isinstance(q, AR1Normal) else marginals.entropy().sum(-1) - q.entropy()
     return kl_divergence(marginals, base).sum(-1) + total_correlation
-
-
-def _log_cosh_ratio(x: Tensor, y: Tensor) -> Tensor:
-    r""":math:`\log(\cosh x / \cosh y)`, precise also where x and y are large and close to each other, from
-    :math:`\cosh x - \cosh y = 2 \sinh\frac{x + y}{2} \sinh\frac{x - y}{2}`."""
-    difference = 2 * ((x + y) / 2).sinh() * ((x - y) / 2).sinh()
-    sign = sign_of(difference)
-    lesser = torch.where(difference >= 0, y, x)
-    return sign * (sign * difference / lesser.cosh()).log1p()
 
 
 def check_event_shapes(q: Distribution, p: Distribution) -> None:

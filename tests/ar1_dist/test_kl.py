@@ -18,7 +18,7 @@ from torch.distributions import (
 )
 
 from ar1_dist import AR1Normal
-from ar1_dist.kl import _log_cosh_ratio
+from ar1_dist.functional import _log_cosh_ratio
 
 from . import reference
 from .cases import CASES, Case, any_case, any_pair, assert_close, over
