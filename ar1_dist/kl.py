@@ -99,7 +99,8 @@ def _is_determined(fn: Distribution) -> Tensor | bool:
 def _kl_ar1_ar1(q: AR1Normal, p: AR1Normal) -> Tensor:
     """:func:`ar1_dist.functional.kl_to_chain`."""
     _common_event_size(q, p)
-    return kl_to_chain(*q.transform.chain, *p.transform.chain)
+    # loc has the batch shape, which not every parameter has
+    return kl_to_chain(q.loc, *q.transform.chain[1:], p.loc, *p.transform.chain[1:])
 
 
 @_register(Independent, AR1Normal)

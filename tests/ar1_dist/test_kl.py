@@ -318,3 +318,10 @@ def test_a_divergence_to_a_distribution_without_moments():
 
     q = AR1Normal(torch.ones(3), 1.0, 0.5)
     assert_close(kl_divergence(q, Independent(Own(), 1)), 3 + q.total_correlation.double().numpy(), torch.float32)
+
+
+def test_batch_shape_that_no_parameter_has():
+    """Of a chain that was expanded, as a plate does it: Pyro asserts the shape of a divergence."""
+    q, p = (AR1Normal(torch.full((3,), loc), 1.0, 0.5).expand((2, 4)) for loc in (0.0, 1.0))
+    assert kl_divergence(q, p).shape == (2, 4)
+    assert kl_divergence(q, AR1Normal(torch.zeros(3), 1.0, 0.5)).shape == (2, 4)
