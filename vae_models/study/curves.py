@@ -88,8 +88,8 @@ def differences(part: Part, rows: Sequence[Row]) -> Figure:
 
 
 def headline(rows: Sequence[Row]) -> Figure:
-    """The bounds of all posteriors minus the diagonal one's, a panel for each of :func:`headline_settings`: what is to
-    the left of the line gains."""
+    """The bounds of all posteriors minus the diagonal one's, a panel for each setting of
+    :func:`vae_models.study.tables.headline_settings`: what is to the left of the line gains."""
     found = headline_settings(rows)
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False).flatten()

@@ -32,7 +32,7 @@ def test_shapes_and_gradients(name, d):
     assert kl.shape == (5,)
     (kl.sum() + q.rsample().sin().sum()).backward()
     for parameter_name, parameter in head.named_parameters():
-        if not (d == 1 and parameter_name.startswith(("atanh_rho", "off_diagonal", "coefficients"))):
+        if not (d == 1 and parameter_name.startswith(("atanh_rho", "coefficients"))):
             assert parameter.grad.abs().sum() > 0, parameter_name
 
 
@@ -113,8 +113,7 @@ def test_families_contain_each_other():
         with torch.no_grad():
             head.loc.bias.copy_(markov.loc)
             head.log_variance.bias.copy_(2 * scale.log())
-            part = head.off_diagonal if name == "full" else head.coefficients
-            part.bias.copy_((unit if name == "full" else torch.eye(D) - unit.inverse())[tuple(head.places)])
+            head.coefficients.bias.copy_((torch.eye(D) - unit.inverse())[tuple(head.places)])
         torch.testing.assert_close(head(features).covariance_matrix, markov.covariance_matrix)
 
 
@@ -122,10 +121,10 @@ def test_full():
     head = moved("full", 3)
     features = torch.randn(FEATURES)
     scale = head.log_variance(features).exp().sqrt()
-    a, b, c = head.off_diagonal(features)
-    zero = torch.zeros(())
-    rows = [[scale[0], zero, zero], [scale[1] * a, scale[1], zero], [scale[2] * b, scale[2] * c, scale[2]]]
-    tril = torch.stack([torch.stack(row) for row in rows])
+    a, b, c = head.coefficients(features)
+    zero, one = torch.zeros(()), torch.ones(())
+    rows = [[one, zero, zero], [a, one, zero], [b + c * a, c, one]]
+    tril = scale[:, None] * torch.stack([torch.stack(row) for row in rows])
     q = head(features)
     torch.testing.assert_close(q.scale_tril, tril)
     torch.testing.assert_close(q.covariance_matrix, tril @ tril.T)
@@ -139,7 +138,7 @@ def test_full():
         ("ar1", ["log_variance", "atanh_rho"]),
         ("markov", ["log_variance", "atanh_rho"]),
         ("banded", ["log_variance", "coefficients"]),
-        ("full", ["log_variance", "off_diagonal"]),
+        ("full", ["log_variance", "coefficients"]),
     ],
 )
 def test_covariance_starts_at_the_identity(name, parts):

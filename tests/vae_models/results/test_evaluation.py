@@ -62,7 +62,7 @@ def linear_gaussian(widening: float = 1.0) -> tuple[VAE, MultivariateNormal]:
     head.loc.bias.copy_(-gain @ decoder.bias)
     head.log_variance.weight.zero_()
     head.log_variance.bias.copy_(2 * scale_tril.diagonal().log())
-    head.off_diagonal.bias.copy_((scale_tril / scale_tril.diagonal()[:, None])[*head.places])
+    head.coefficients.bias.copy_(-torch.linalg.inv(scale_tril / scale_tril.diagonal()[:, None])[*head.places])
     evidence = weight @ weight.T + variance * torch.eye(size, dtype=torch.float64)
     return vae, MultivariateNormal(decoder.bias.clone(), evidence)
 
