@@ -3,27 +3,28 @@ within the other, whose linear units mean other things. The VAE is the study's v
 `fit`; the number is the least validation negative ELBO of the epochs, in nats per image.
 
     python benchmarks/parametrisations.py [--forms full-rows ...] [--dataset mnist ...] [--latent-dim 20] [--seeds 3]
-        [--epochs 15] [--data-root data] [--out runs/parametrisations.jsonl]
+        [--epochs 15] [--data-root data] [--out runs/parametrisations.jsonl] [--table runs/parametrisations.md]
 
-Each run that is done is a line of the file, and is not done again; the table is of what the file holds.
+Each run that is done is a line of the file, and is not done again; the table is of what the file holds. That of the
+study's page is made by --forms diagonal --seeds 0 --dataset mnist --out docs/study/parametrisations.jsonl
+--table docs/study/results/parametrisations.md.
 """
 
 import argparse
 import json
-import math
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from common import print_table
+from common import markdown
 from torch import Tensor, nn
 
 from ar1_dist import AR1Normal
 from vae_models import VAE, Config, fit, load
 from vae_models.model.posteriors import POSTERIORS
+from vae_models.study.tables import estimate
 
 
 def _linear(num_features: int, size: int, *, random: bool = False) -> nn.Linear:
@@ -171,24 +172,37 @@ def run(form: str, dataset: str, latent_dim: int, seed: int, epochs: int, data_r
     return key | {"losses": losses}
 
 
-def rows(done: list[dict[str, Any]], epochs: int) -> Iterator[list[Any]]:
-    """Means over seeds, and the differences from diagonal's with their standard errors."""
+def table(done: Sequence[Mapping[str, Any]], epochs: int) -> str:
+    """A row for each form, a column for each data set and size of the latent vector: the diagonal one's mean over seeds
+    of its least validation loss, and the others' minus its, ± the standard error; bold where zero is not within the
+    interval of 95 per cent."""
     best = {
-        (each["form"], each["dataset"], each["latent_dim"], each["seed"]): min(each["losses"])
+        (each["dataset"], each["latent_dim"], each["form"], each["seed"]): min(each["losses"])
         for each in done
         if each["epochs"] == epochs
     }
-    for dataset, latent_dim in sorted({key[1:3] for key in best}, key=str, reverse=True):
-        for form in FORMS:
-            seeds = [key[3] for key in best if key[:3] == (form, dataset, latent_dim)]
-            if not seeds:
-                continue
-            losses = [best[form, dataset, latent_dim, seed] for seed in seeds]
-            base = [best.get(("diagonal", dataset, latent_dim, seed), math.nan) for seed in seeds]
-            differences = [loss - other for loss, other in zip(losses, base, strict=True)]
-            error = statistics.stdev(differences) / math.sqrt(len(seeds)) if len(seeds) > 1 else math.nan
-            mean, difference = statistics.mean(losses), statistics.mean(differences)
-            yield [dataset, str(latent_dim), form, str(len(seeds)), f"{mean:.2f}", f"{difference:+.2f} ± {error:.2f}"]
+    columns = sorted({key[:2] for key in best}, key=lambda key: (key[0] != "mnist", key[1]))
+    lines = []
+    for form in [form for form in FORMS if any(key[2] == form for key in best)]:
+        cells = [form]
+        for column in columns:
+            losses = {key[3]: loss for key, loss in best.items() if key[:3] == (*column, form)}
+            others = {key[3]: loss for key, loss in best.items() if key[:3] == (*column, "diagonal")}
+            is_base = form == "diagonal"
+            found = estimate(
+                loss - (0 if is_base else others[seed]) for seed, loss in losses.items() if is_base or seed in others
+            )
+            text = "–" if found is None else found.text(signed=not is_base)
+            cells.append(f"**{text}**" if found and not is_base and found.differs_from_zero else text)
+        lines.append(cells)
+    seeds = [str(len({key[3] for key in best if key[:2] == column})) for column in columns]
+    lines.append(["seeds", *seeds])
+    return markdown(["covariance", *(f"{dataset}, {d} latents" for dataset, d in columns)], lines)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The runs that are done."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def main() -> None:
@@ -200,10 +214,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--out", type=Path, default=Path("runs/parametrisations.jsonl"))
+    parser.add_argument("--table", type=Path, help="file that the table is written to as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    done = read(options.out)
     for seed in options.seeds:
         for dataset in options.dataset:
             for form in options.forms:
@@ -214,11 +229,10 @@ def main() -> None:
                 done.append(run(**key, data_root=options.data_root))
                 with options.out.open("a") as file:
                     print(json.dumps(done[-1]), file=file)
-    print_table(
-        f"Validation negative ELBO, at best of {options.epochs} epochs",
-        ["data set", "latents", "covariance", "seeds", "nats per image", "less diagonal"],
-        list(rows(done, options.epochs)),
-    )
+    text = table(done, options.epochs)
+    print(f"Least validation negative ELBO of {options.epochs} epochs, and differences from diagonal's.\n\n{text}")
+    if options.table:
+        options.table.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -72,3 +72,21 @@ def test_training_step_of_every_posterior():
     assert [row[0] for row in rows] == list(POSTERIORS)
     assert {len(row) for row in rows} == {len(vae_step.HEADER)}
     assert rows[0][-1] == "1.00"
+
+
+def test_parametrisations_of_the_study():
+    """The table of the study's page is that of its runs, and what the page says of it holds."""
+    pytest.importorskip("lightning")
+    import parametrisations
+
+    study = ROOT / "docs" / "study"
+    text = parametrisations.table(parametrisations.read(study / "parametrisations.jsonl"), 15)
+    assert text + "\n" == (study / "results" / "parametrisations.md").read_text(encoding="utf-8")
+    gains = {
+        cells[0]: [float(cell.strip("* ").split(" ")[0].replace("\N{MINUS SIGN}", "-")) for cell in cells[1:]]
+        for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[3:-1])
+    }
+    full = {name: means for name, means in gains.items() if name.startswith("full")}
+    chosen = full["full, autoregressive in its own scale: diag(s) (I - O)^-1"]
+    assert full["full, diag(s) + O"][0] > 0 > 1 + chosen[0]
+    assert all(chosen[i] == min(means[i] for means in full.values()) for i in range(len(chosen)))

@@ -106,7 +106,9 @@ class Markov(nn.Module):
 
 class LowRank(nn.Module):
     r"""Covariance :math:`D (I + F F^\top) D` with D the diagonal matrix of :math:`e^{v/2}` and F of d rows and ``rank``
-    columns: factor analysis of the posterior, each coordinate in its own scale.
+    columns: factor analysis of the posterior, each coordinate in its own scale. On validation images that is better
+    than :math:`W W^\top + D^2`, in which what a step of a unit of W does depends on the scale of its latent
+    (``benchmarks/parametrisations.py``).
 
     Example:
 
