@@ -143,9 +143,10 @@ def kl_to_normal(
 def kl_to_chain(
     loc: Tensor, scale: Tensor, atanh_rho: Tensor, p_loc: Tensor, p_scale: Tensor, p_atanh_rho: Tensor
 ) -> Tensor:
-    r"""To another chain. With :math:`\gamma_t = \mathrm{scale}_t/\tau_t` the ratio of the scales, :math:`\alpha` and
-    :math:`\beta` the inverse hyperbolic tangents of the correlations, :math:`\varsigma` the sign of :math:`\beta` and w
-    the whitening of p,
+    r"""The divergence in nats to another chain, which has loc :math:`\mu`, scale :math:`\tau` and artanh of its
+    correlations :math:`\beta`, of the same shapes. The result has the leading dimensions alone. With :math:`\gamma_t =
+    \mathrm{scale}_t/\tau_t` the ratio of the scales, :math:`\alpha` this chain's artanh of the correlations,
+    :math:`\varsigma` the sign of :math:`\beta` and w the whitening of the other,
 
     .. math::
 
@@ -159,6 +160,7 @@ def kl_to_chain(
 
     every term of which is as precise as its parameters, also where the correlations are close to 1 or to -1. It is
     computed in the next wider type: gradients are differences of neighbours that :math:`\cosh^2 \beta_t` multiplies.
+    For p = N(0, I) it is eq. (6) of arXiv:1909.06236.
 
     Example:
 

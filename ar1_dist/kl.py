@@ -98,7 +98,7 @@ def _is_determined(fn: Distribution) -> Tensor | bool:
 @_register(AR1Normal, AR1Normal)
 def _kl_ar1_ar1(q: AR1Normal, p: AR1Normal) -> Tensor:
     """:func:`ar1_dist.functional.kl_to_chain`."""
-    _common_event_size(q, p)
+    check_event_shapes(q, p)
     # loc has the batch shape, which not every parameter has
     return kl_to_chain(q.loc, *q.transform.chain[1:], p.loc, *p.transform.chain[1:])
 

@@ -2,12 +2,12 @@
 within the other, whose linear units mean other things. The VAE is the study's vanilla one, trained by the project's own
 `fit`; the number is the least validation negative ELBO of the epochs, in nats per image.
 
-    python benchmarks/parametrisations.py [--forms full-rows ...] [--dataset mnist ...] [--latent-dim 20] [--seeds 3]
+    python benchmarks/parametrisations.py [--forms FORM ...] [--dataset mnist ...] [--latent-dim 20] [--seeds 0 1 2]
         [--epochs 15] [--data-root data] [--out runs/parametrisations.jsonl] [--table runs/parametrisations.md]
 
-Each run that is done is a line of the file, and is not done again; the table is of what the file holds. That of the
-study's page is made by --forms diagonal --seeds 0 --dataset mnist --out docs/study/parametrisations.jsonl
---table docs/study/results/parametrisations.md.
+Each run that is done is a line of the file, and is not done again; the table is of what the file holds. With --forms
+and none after it nothing is run: so the study's page has its table, by --out docs/study/parametrisations.jsonl --table
+docs/study/results/parametrisations.md.
 """
 
 import argparse

@@ -23,7 +23,7 @@ def read_config_file(path: Path) -> Any:
     value = read_json(path)
     if isinstance(value, dict) and value.keys() & _PARTS:
         found = value.get("format", 1)
-        if found != FORMAT or isinstance(found, bool):
+        if found != FORMAT:
             raise FileError(
                 f"{path} is of another version of vae_models, in format {found!r} where this one has {FORMAT}: what "
                 "was trained with that is to be trained anew (--overwrite replaces it)"

@@ -49,8 +49,7 @@ def run(*arguments, cwd, **environment):
 def called(*arguments, cwd, encoding="utf-8"):
     """The command, called in this process; what it prints goes to files of that encoding."""
     out, error = (io.TextIOWrapper(io.BytesIO(), encoding, newline="") for _ in range(2))
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        patch.chdir(cwd)
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         code = main([*map(str, arguments)])
     printed = []
     for stream in (out, error):
